@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from typing import Any
 
@@ -69,6 +70,8 @@ def _head(node: Node, name_of: Any, results: list[str]) -> str:
 def _print_attr(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ",".join(repr(v) if isinstance(v, str) else str(v) for v in value) + "]"
+    if isinstance(value, float) and math.isinf(value):
+        return "1e999" if value > 0 else "-1e999"  # a literal that overflows; "inf" would be a name
     return repr(value)
 
 

@@ -116,6 +116,13 @@ declare(
     infer=lambda value, dtype: TensorType(DType(dtype)),
     reference=lambda value, dtype: np.asarray(value, DType(dtype).numpy),
 )
+# A tensor of one value, in the shape of another (whose elements are not looked at).
+declare(
+    "full_like(x) {value: float, dtype: str = 'f32'}",
+    infer=lambda x, value, dtype: TensorType(DType(dtype), x.shape),
+    reference=lambda x, value, dtype: np.full(x.shape, value, DType(dtype).numpy),
+    traits="elementwise",
+)  # fmt: skip
 
 
 def _infer_glu(g: TensorType, u: TensorType, act: str) -> TensorType:

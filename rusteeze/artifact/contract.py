@@ -1,0 +1,86 @@
+"""The data contract between compiler and runtime: what ``plan.json`` says.
+
+A plan is a list of kernel calls over buffers, weights, step inputs and cache pages; the runtime turns
+it into a table of addresses and knows nothing else about the model. All sizes are in bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SCHEMA = 1
+BLOCK_SIZE = 16
+"""Tokens per cache page."""
+
+STEP_INPUTS = ("input_ids", "positions", "slot_mapping", "rows", "tiles", "block_tables")
+TILE_FIELDS = 4
+"""int32 fields of an attention tile: first row, number of rows, first position, sequence."""
+
+Kind = Literal["buffer", "weight", "input", "key_pages", "value_pages"]
+
+
+class Arg(msgspec.Struct, frozen=True, array_like=True):
+    """A pointer argument: buffer number, weight name, input name or layer, and an offset into it."""
+
+    kind: Kind
+    which: int | str
+    offset: int = 0
+
+
+class Call(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One kernel call. ``barrier``: all threads wait for each other behind it."""
+
+    kernel: str
+    args: tuple[Arg, ...]
+    barrier: bool = True
+    origin: str = ""
+
+
+class Buffer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Scratch memory with one row per token ("T") or per logits row ("R").
+
+    It begins ``offset`` bytes *per row of capacity* into the arena of its space."""
+
+    space: Literal["T", "R"]
+    row_bytes: int
+    offset: int
+
+
+class Pages(msgspec.Struct, frozen=True):
+    """Bytes of one page (BLOCK_SIZE tokens) of a layer's keys and values."""
+
+    layer: int
+    key_bytes: int
+    value_bytes: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    schema: int
+    vocab_size: int
+    max_model_len: int
+    query_tokens: int
+    """Most tokens in one attention tile."""
+    arena_row_bytes: dict[str, int]
+    """Per space: bytes per row of capacity."""
+    buffers: tuple[Buffer, ...]
+    pages: tuple[Pages, ...]
+    calls: tuple[Call, ...]
+    logits: int
+    """The buffer that holds float32 [R, vocab_size] after a step."""
+
+    def kv_bytes_per_block(self) -> int:
+        return sum(p.key_bytes + p.value_bytes for p in self.pages)
+
+
+def encode_plan(plan: Plan) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(plan), indent=1)
+
+
+def decode_plan(data: bytes) -> Plan:
+    """msgspec.ValidationError when the data is no plan of this schema."""
+    plan = msgspec.json.decode(data, type=Plan)
+    if plan.schema != SCHEMA:
+        raise msgspec.ValidationError(f"plan has schema {plan.schema}, this version reads {SCHEMA}")
+    return plan

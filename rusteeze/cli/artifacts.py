@@ -1,0 +1,37 @@
+"""From a MODEL argument to an artifact: reused when its key is cached, compiled otherwise.
+
+The compiler, and with it torch, is imported only when something has to be compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import rusteeze.source
+from rusteeze.artifact import cache
+from rusteeze.cli.extras import load_extra
+from rusteeze.cli.progress import progress
+from rusteeze.config import CompileOptions
+from rusteeze.source import Source
+from rusteeze.version import compiler_version
+
+
+def artifact_for(model: str, options: CompileOptions) -> Path:
+    """The artifact that ``model`` names or compiles to. UserError when there is no such model."""
+    source = rusteeze.source.resolve(model)
+    if source.kind == "artifact":
+        return source.path
+    return cached(source, options) or compile_source(model, None, options)
+
+
+def cached(source: Source, options: CompileOptions) -> Path | None:
+    """The verified artifact of an earlier compilation, if there is one."""
+    return cache.lookup(rusteeze.source.key(source, options, compiler_version()))
+
+
+def compile_source(model: str, out: Path | None, options: CompileOptions) -> Path:
+    """Compile with progress on stderr. UserError when the compiler is not installed."""
+    compile_model: Callable[..., Path] = load_extra("rusteeze.compiler", "compiling").compile_model
+    with progress(f"compiling {Path(model).name}") as report:
+        return compile_model(model, out, options, report)

@@ -1,0 +1,37 @@
+"""``rusteeze compile``: a model in, an artifact out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from rusteeze.artifact.files import tree_bytes
+from rusteeze.cli.artifacts import artifact_for, compile_source
+from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.compile_options import compile_options
+from rusteeze.cli.output import bytes_text, print_json
+from rusteeze.config import CompileOptions
+
+
+@click.command(cls=Command)
+@click.argument("model")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder to write, such as model.rz."
+)
+@compile_options
+def command(model: str, output: Path | None, options: CompileOptions) -> None:
+    """Compile MODEL: a model folder, a GGUF file or a downloaded Hugging Face id.
+
+    Without -o the artifact goes to the cache, where the other commands find it.
+    """
+    start = time.perf_counter()
+    artifact = compile_source(model, output, options) if output else artifact_for(model, options)
+    seconds = time.perf_counter() - start
+    size = tree_bytes(artifact)
+    if wants_json():
+        print_json({"artifact": str(artifact), "bytes": size, "seconds": round(seconds, 3)})
+        return
+    click.echo(str(artifact))
+    click.echo(f"{bytes_text(size)}, {seconds:.1f} s", err=True)

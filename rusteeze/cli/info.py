@@ -1,0 +1,111 @@
+"""``rusteeze info``: what a model or an artifact holds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+import rusteeze.source
+from rusteeze.artifact.contract import BLOCK_SIZE, Plan, decode_plan
+from rusteeze.artifact.store import Manifest, member, verify
+from rusteeze.cli.artifacts import cached
+from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.output import bytes_text, print_json, print_table
+from rusteeze.config import CompileOptions
+from rusteeze.errors import ArtifactError
+from rusteeze.source import Source
+
+PLAN = "plan.json"
+
+
+@click.command(cls=Command)
+@click.argument("model")
+def command(model: str) -> None:
+    """Show facts, sizes, kernels and the memory plan of MODEL.
+
+    A model that was never compiled is described by its files alone.
+    """
+    source = rusteeze.source.resolve(model)
+    artifact = source.path if source.kind == "artifact" else cached(source, CompileOptions())
+    facts = _source_facts(source) if artifact is None else _artifact_facts(artifact)
+    if wants_json():
+        print_json(facts)
+    elif artifact is None:
+        _print_source(facts)
+    else:
+        _print_artifact(facts)
+
+
+def _source_facts(source: Source) -> dict[str, Any]:
+    return {
+        "model": source.name,
+        "kind": source.kind,
+        "path": str(source.path),
+        "compiled": False,
+        "bytes": source.num_bytes,
+        "files": {path.name: path.stat().st_size for path in source.files()},
+    }
+
+
+def _artifact_facts(path: Path) -> dict[str, Any]:
+    manifest = verify(path)
+    plan = _read_plan(path, manifest)
+    return {
+        "artifact": str(path),
+        "compiled": True,
+        "key": manifest.key,
+        "compiler": manifest.compiler,
+        "facts": manifest.facts,
+        "bytes": sum(record.bytes for record in manifest.files.values()),
+        "files": {name: record.bytes for name, record in manifest.files.items()},
+        "kernels": dict(Counter(call.kernel for call in plan.calls).most_common()),
+        "memory": _memory(plan),
+    }
+
+
+def _read_plan(path: Path, manifest: Manifest) -> Plan:
+    try:
+        return decode_plan(member(path, manifest, PLAN).read_bytes())
+    except msgspec.DecodeError as error:
+        raise ArtifactError(f"{path.name}/{PLAN}: {error}") from error
+
+
+def _memory(plan: Plan) -> dict[str, int]:
+    """Bytes that running takes, as functions of load: per token in a step, per row, per cached token."""
+    kv_bytes = plan.kv_bytes_per_block() // BLOCK_SIZE
+    arenas = {f"arena_bytes_per_{space}": size for space, size in plan.arena_row_bytes.items()}
+    return arenas | {
+        "kv_bytes_per_token": kv_bytes,
+        "kv_bytes_of_longest_sequence": kv_bytes * plan.max_model_len,
+        "max_model_len": plan.max_model_len,
+    }
+
+
+def _print_source(facts: dict[str, Any]) -> None:
+    rows = [(name, facts[name]) for name in ("model", "kind", "path")]
+    print_table(f"{facts['model']}, not compiled yet", ("fact", "value"), rows)
+    _print_files(facts)
+
+
+def _print_artifact(facts: dict[str, Any]) -> None:
+    rows = [(name, facts[name]) for name in ("artifact", "key", "compiler")]
+    rows += [(name, _plain(value)) for name, value in facts["facts"].items()]
+    print_table("Artifact", ("fact", "value"), rows)
+    _print_files(facts)
+    print_table("\nKernels", ("kernel", "calls"), facts["kernels"].items())
+    memory = [(n, bytes_text(v) if "bytes" in n else v) for n, v in facts["memory"].items()]
+    print_table("\nMemory", ("what", "size"), memory)
+
+
+def _print_files(facts: dict[str, Any]) -> None:
+    rows = [(name, bytes_text(size)) for name, size in facts["files"].items()]
+    print_table(f"\nFiles, {bytes_text(facts['bytes'])}", ("file", "size"), rows)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,58 @@
+"""``rusteeze opt``: run passes on a graph in text form, so that a bug report is a file and a command."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+import click
+
+from rusteeze import env
+from rusteeze.cli.command import Command
+from rusteeze.errors import UserError
+from rusteeze.ir import Graph, VerifyError, parse, print_graph, verify
+from rusteeze.ir.probe import compare_graphs
+from rusteeze.ir.text import ParseError
+from rusteeze.observe import GRAPHS, PASSES, RULES, Observer
+from rusteeze.passes.pass_spec import parse_passes
+from rusteeze.passes.pipeline import run_passes
+
+
+@click.command(cls=Command)
+@click.argument("graph", type=click.File("r", encoding="utf-8"))
+@click.option("-p", "--passes", default="", help="Such as canonicalize,fuse{anchor=linear}.")
+@click.option("-o", "--output", type=click.File("w", encoding="utf-8"), help="Not stdout.")
+@click.option("--print-after-change", is_flag=True, help="Print the graph after each change.")
+@click.option("--time", "times", is_flag=True, help="Print matches, nodes and time of each pass.")
+@click.option("--explain", is_flag=True, help="Print each match, and why others were declined.")
+@click.option(
+    "--verify/--no-verify", "verified", default=True, help="Check the graph after each pass."
+)
+@click.option("--compare", is_flag=True, help="Print how far results differ on drawn data.")
+def command(
+    graph: TextIO, passes: str, output: TextIO | None, print_after_change: bool, times: bool,
+    explain: bool, verified: bool, compare: bool,
+) -> None:  # fmt: skip
+    """Run passes over the graph in file GRAPH (- for stdin) and print the result."""
+    pipeline = parse_passes(passes)
+    shown = read_graph(graph)
+    before = shown.copy()
+    asked = {GRAPHS: print_after_change, PASSES: times, RULES: explain}
+    observer = Observer(env.DEBUG.get(), env.DUMP.get(), also={k for k, on in asked.items() if on})
+    try:
+        if verified:
+            verify(shown)
+        run_passes(shown, pipeline, observer, verified=verified)
+    except VerifyError as error:
+        raise UserError(f"the graph is ill-formed: {error}") from error
+    print(print_graph(shown), end="", file=output or sys.stdout)
+    if compare:
+        click.echo(f"largest relative difference {compare_graphs(before, shown):.1e}", err=True)
+
+
+def read_graph(file: TextIO) -> Graph:
+    """A graph from its text. UserError with the line when it is none."""
+    try:
+        return parse(file.read())
+    except ParseError as error:
+        raise UserError(f"{file.name}: {error}") from error

@@ -1,0 +1,102 @@
+"""Kernels → machine code: TIR → LLVM → object file → shared library, once per instruction set.
+
+The library depends on libc and libm only and exports plain C functions, so that neither TVM nor a
+linker is needed where it runs. Our lowering pipeline is short on purpose: everything is already
+explicit, and TIR's own simplifier would fold (x + c) - c on floats.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.tirx import compilation_pipeline
+
+from rusteeze.codegen.cpu.emit import Emitter
+from rusteeze.codegen.cpu.isa import Isa
+from rusteeze.codegen.cpu.lower import Kernel
+from rusteeze.codegen.cpu.step_loop import support_text
+from rusteeze.observe import SOURCES, Observer
+
+PIPELINE = "rusteeze"
+
+
+class BuildError(Exception):
+    """The kernels could not be compiled or linked; says what is missing."""
+
+    user_error = True
+
+
+def _pipeline() -> Any:
+    @tvm.transform.module_pass(opt_level=0)
+    def lower(module: Any, _context: Any) -> Any:
+        return module
+
+    return lower, compilation_pipeline.finalize_host_passes, compilation_pipeline.finalize_device_passes
+
+
+compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)
+
+
+def emit_kernel(kernel: Kernel, isa: Isa) -> Any:
+    """The kernel's PrimFunc for an instruction set."""
+    k = Emitter(kernel.name)
+    kernel.emit(k, isa)
+    return k.finish()
+
+
+def _export(name: str, target: str, arguments: int) -> Any:
+    """A function that makes an imported LLVM function visible: TVM keeps only what it reaches."""
+    pointer = tvm.ir.PointerType(tvm.ir.PrimType("int64"))
+    params = [tirx.Var("shared", pointer), tirx.Var("tid", "int32")][:arguments]
+    body = tirx.Evaluate(tirx.call_extern("int32", target, *params))
+    return tirx.PrimFunc(params, body).with_attr("global_symbol", name)
+
+
+def build_module(kernels: Iterable[Kernel], isa: Isa, observer: Observer | None = None) -> Any:
+    """The compiled TVM module of all kernels and the step loop."""
+    functions = {kernel.name: emit_kernel(kernel, isa) for kernel in kernels}
+    if observer and (observer.folder or observer.shows(SOURCES)):
+        for name, f in functions.items():
+            observer.dump_as(f"kernels/{isa.name}/{name}.py", f.script())
+            observer.say(SOURCES, f.script())
+    functions["rz_step_once"] = _export("rz_step_once", "rz_step_main", 1)
+    functions["rz_worker"] = _export("rz_worker", "rz_worker_loop", 2)
+    text = tvm.ir.StringImm(isa.support + support_text(isa.machine))
+    name, first = next(iter(functions.items()))
+    body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", text, first.body)
+    functions[name] = first.with_body(body)
+    config = {"tirx.disable_storage_rewrite": True, "tirx.disable_assert": True}
+    target = tvm.target.Target(isa.target_dict())
+    with tvm.transform.PassContext(opt_level=3, config=config):
+        return tirx.build(tvm.IRModule(functions), target=target, pipeline=PIPELINE)
+
+
+def link(objects: Iterable[Path], out: Path) -> None:
+    """Object files → shared library. BuildError when there is no linker or it fails."""
+    linker = shutil.which("ld") or shutil.which("ld.lld") or shutil.which("gcc") or shutil.which("cc")
+    if linker is None:
+        raise BuildError("compiling needs a linker: install binutils (ld) or gcc")
+    command = [linker, "-shared", "-s", "-o", str(out), *map(str, objects)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"linking failed: {done.stderr.strip().splitlines()[-1:]}")
+
+
+def build_library(
+    kernels: Mapping[str, Kernel], isa: Isa, folder: Path, observer: Observer | None = None
+) -> Path:
+    """Compile all kernels for one instruction set of this machine into ``folder/<isa>.so``."""
+    module = build_module(kernels.values(), isa, observer)
+    folder.mkdir(parents=True, exist_ok=True)
+    object_file = folder / f"{isa.name}.o"
+    module.write_to_file(str(object_file), "o")
+    library = folder / f"{isa.name}.so"
+    link([object_file], library)
+    object_file.unlink()
+    return library

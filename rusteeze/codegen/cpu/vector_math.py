@@ -1,0 +1,206 @@
+"""Pointwise IR ops as TIR expressions on one or sixteen lanes.
+
+exp is a polynomial of our own (LLVM calls a scalar libm function per lane), with 4e-7 relative error:
+2^x = 2^n * 2^f with n = round(x), |f| <= 1/2. The functions that only rare models need (log, pow, sin,
+cos, erf) call libm per lane and therefore exist for one lane only (SCALAR_ONLY).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+
+from rusteeze.codegen.cpu.emit import (
+    Emitter,
+    Expr,
+    bits_as,
+    convert,
+    f32,
+    fma,
+    i32,
+    intrinsic,
+    lanes_of,
+    maximum,
+    minimum,
+    select,
+    splat,
+    vector_type,
+)
+
+LOG2E = math.log2(math.e)
+# 2^f on [-1/2, 1/2], minimax, highest power first
+EXP2 = (1.33952e-3, 9.61817e-3, 5.550332e-2, 2.4022651e-1, 6.9314718e-1, 1.0)
+
+
+def exp2(k: Emitter, x: Expr) -> Expr:
+    """2^x for any finite x; results below 2^-126 become 0 or tiny, above 2^127 are clamped."""
+    lanes = lanes_of(x)
+    x = k.let(minimum(maximum(x, splat(-126.0, lanes)), splat(127.0, lanes)))
+    n = k.let(intrinsic("nearbyint", x))
+    f = k.let(x - n)
+    p = splat(EXP2[0], lanes)
+    for c in EXP2[1:]:
+        p = k.let(fma(p, f, splat(c, lanes)))
+    shift = splat(i32(23), lanes)
+    scaled = bits_as(p, "int32") + tirx.shift_left(convert(n, "int32"), shift)
+    return k.let(bits_as(scaled, "float32"))
+
+
+def exp(k: Emitter, x: Expr) -> Expr:
+    return exp2(k, x * splat(LOG2E, lanes_of(x)))
+
+
+def sigmoid(k: Emitter, x: Expr) -> Expr:
+    one = splat(1.0, lanes_of(x))
+    return k.let(one / (one + exp2(k, x * splat(-LOG2E, lanes_of(x)))))
+
+
+def tanh(k: Emitter, x: Expr) -> Expr:
+    """1 - 2/(e^2x + 1); near 0, where that cancels, x - x^3/3 + 2x^5/15 - 17x^7/315."""
+    lanes = lanes_of(x)
+    one = splat(1.0, lanes)
+    far = one - splat(2.0, lanes) / (exp2(k, x * splat(2 * LOG2E, lanes)) + one)
+    x2 = k.let(x * x)
+    p = splat(-17 / 315, lanes)
+    for c in (2 / 15, -1 / 3, 1.0):
+        p = k.let(fma(p, x2, splat(c, lanes)))
+    return k.let(select(intrinsic("fabs", x) < splat(0.3, lanes), p * x, far))
+
+
+def gelu_tanh(k: Emitter, x: Expr) -> Expr:
+    lanes = lanes_of(x)
+    c = math.sqrt(2 / math.pi)
+    inner = k.let(x * fma(x * x, splat(c * 0.044715, lanes), splat(c, lanes)))
+    half = k.let(x * splat(0.5, lanes))
+    return k.let(fma(half, tanh(k, inner), half))
+
+
+# Abramowitz & Stegun 7.1.26: erf(x) = 1 - (a1 t + ... + a5 t^5) e^-x^2, |error| < 1.5e-7
+ERF_P = 0.3275911
+ERF_A = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+
+
+def erf(k: Emitter, x: Expr) -> Expr:
+    lanes = lanes_of(x)
+    one = splat(1.0, lanes)
+    a = k.let(intrinsic("fabs", x))
+    t = k.let(one / fma(a, splat(ERF_P, lanes), one))
+    p = splat(ERF_A[0], lanes)
+    for c in ERF_A[1:]:
+        p = k.let(fma(p, t, splat(c, lanes)))
+    y = k.let(one - p * t * exp2(k, a * a * splat(-LOG2E, lanes)))
+    return k.let(intrinsic("copysign", y, x))
+
+
+def gelu(k: Emitter, x: Expr) -> Expr:
+    lanes = lanes_of(x)
+    half = k.let(x * splat(0.5, lanes))
+    return k.let(fma(half, erf(k, x * splat(math.sqrt(0.5), lanes)), half))
+
+
+def softcap(k: Emitter, x: Expr, cap: float) -> Expr:
+    lanes = lanes_of(x)
+    return k.let(tanh(k, x * splat(1 / cap, lanes)) * splat(cap, lanes))
+
+
+def glu(k: Emitter, g: Expr, u: Expr, act: str) -> Expr:
+    return k.let(OPS[act](k, g) * u)
+
+
+def rsqrt(k: Emitter, x: Expr) -> Expr:
+    return k.let(splat(1.0, lanes_of(x)) / intrinsic("sqrt", x))
+
+
+def clamp(k: Emitter, x: Expr, min: float, max: float) -> Expr:
+    lanes = lanes_of(x)
+    return k.let(minimum(maximum(x, splat(min, lanes)), splat(max, lanes)))
+
+
+def _libm(name: str) -> Callable[..., Expr]:
+    return lambda k, *xs: k.let(tirx.call_pure_extern("float32", name, *xs))
+
+
+def _remainder(k: Emitter, a: Expr, b: Expr) -> Expr:
+    return k.let(a - intrinsic("floor", a / b) * b)
+
+
+def _softplus(k: Emitter, x: Expr) -> Expr:
+    log1p = tirx.call_pure_extern("float32", "log1pf", exp(k, -intrinsic("fabs", x)))
+    return k.let(maximum(x, f32(0)) + log1p)
+
+
+def cast(k: Emitter, x: Expr, dtype: str) -> Expr:
+    """Between f32, i32 and bool (held as int32 0/1 in registers)."""
+    base = {"f32": "float32", "i32": "int32", "bool": "int32"}[dtype]
+    return k.let(convert(x, base))
+
+
+def _truth(compare: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
+    def emit(k: Emitter, a: Expr, b: Expr) -> Expr:
+        lanes = lanes_of(a)
+        return k.let(select(compare(a, b), splat(i32(1), lanes), splat(i32(0), lanes)))
+
+    return emit
+
+
+def _where(k: Emitter, c: Expr, a: Expr, b: Expr) -> Expr:
+    return k.let(select(tirx.NE(c, splat(i32(0), lanes_of(c))), a, b))
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "neg": lambda k, x: k.let(-x),
+    "abs": lambda k, x: k.let(intrinsic("fabs", x)),
+    "exp": exp,
+    "sqrt": lambda k, x: k.let(intrinsic("sqrt", x)),
+    "rsqrt": rsqrt,
+    "reciprocal": lambda k, x: k.let(splat(1.0, lanes_of(x)) / x),
+    "tanh": tanh,
+    "erf": erf,
+    "sigmoid": sigmoid,
+    "silu": lambda k, x: k.let(x * sigmoid(k, x)),
+    "relu": lambda k, x: k.let(maximum(x, splat(0.0, lanes_of(x)))),
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "log": _libm("logf"),
+    "sin": _libm("sinf"),
+    "cos": _libm("cosf"),
+    "pow": _libm("powf"),
+    "softplus": _softplus,
+    "add": lambda k, a, b: k.let(a + b),
+    "sub": lambda k, a, b: k.let(a - b),
+    "mul": lambda k, a, b: k.let(a * b),
+    "div": lambda k, a, b: k.let(a / b),
+    "minimum": lambda k, a, b: k.let(minimum(a, b)),
+    "maximum": lambda k, a, b: k.let(maximum(a, b)),
+    "remainder": _remainder,
+    "clamp": clamp,
+    "softcap": softcap,
+    "glu": glu,
+    "cast": cast,
+    "where": _where,
+    "lt": _truth(lambda a, b: a < b),
+    "le": _truth(lambda a, b: a <= b),
+    "gt": _truth(lambda a, b: a > b),
+    "ge": _truth(lambda a, b: a >= b),
+    "eq": _truth(tirx.EQ),
+    "ne": _truth(tirx.NE),
+    "logical_and": lambda k, a, b: k.let(a * b),
+    "logical_or": lambda k, a, b: k.let(maximum(a, b)),
+    "logical_not": lambda k, x: k.let(splat(i32(1), lanes_of(x)) - x),
+}
+SCALAR_ONLY = frozenset({"log", "sin", "cos", "pow", "softplus"})
+
+
+def zero(lanes: int) -> Expr:
+    return splat(0.0, lanes)
+
+
+def zero_int(lanes: int) -> Expr:
+    return splat(i32(0), lanes)
+
+
+def float_type(lanes: int) -> str:
+    return vector_type("float32", lanes)

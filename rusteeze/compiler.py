@@ -1,0 +1,192 @@
+"""The compiler on one page: checkpoint → trace → passes → kernels → artifact.
+
+compile_model("SmolLM2-135M-Instruct.Q4_1.gguf", Path("smol.rz"), CompileOptions(), report)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rusteeze.source
+from rusteeze.artifact import cache
+from rusteeze.artifact.contract import encode_plan
+from rusteeze.artifact.store import publish
+from rusteeze.codegen.cpu.build import build_library
+from rusteeze.codegen.cpu.isa import ALL, Isa
+from rusteeze.codegen.cpu.lower import Lowered, LoweringOptions, lower
+from rusteeze.codegen.statics import Statics
+from rusteeze.config import CompileOptions
+from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
+from rusteeze.frontend.trace import Traced, trace
+from rusteeze.ir import Graph, print_graph
+from rusteeze.observe import Observer
+from rusteeze.passes.pipeline import fusing, lowering, raising, rounding, run_passes
+from rusteeze.source import Source
+from rusteeze.version import compiler_version
+from rusteeze.weights import Dense, Weight
+
+Report = Callable[[str, float], None]
+DEFAULT_MODEL_LEN = 4096
+LONGEST_MODEL_LEN = 32768
+
+
+def compile_model(
+    source: str | Path, out: Path | None, options: CompileOptions, progress: Report
+) -> Path:
+    """Compile a model into the folder ``out``, or into the cache; returns the artifact's folder.
+
+    Reuses a cached artifact of the same model and options. Errors of the rooms below pass through; all
+    that a user can mend carry ``user_error``."""
+    model = rusteeze.source.resolve(source)
+    key = rusteeze.source.key(model, options, compiler_version())
+    facts: dict[str, Any] = {}
+
+    def build(folder: Path) -> None:
+        _build(model, folder, options, facts, progress)
+
+    if out is None:
+        return cache.get_or_build(key, build, facts=facts)
+    publish(out, build, key=key, facts=facts)
+    return out
+
+
+def _build(
+    model: Source, folder: Path, options: CompileOptions, facts: dict[str, Any], progress: Report
+) -> None:
+    observer = Observer.from_environment()
+    progress("reading the checkpoint", 0.0)
+    checkpoint = open_checkpoint(model.path)
+    max_model_len = options.max_model_len or model_len(checkpoint.config)
+    progress("tracing", 0.05)
+    traced = trace(checkpoint.config, max_model_len)
+    graph = note_formats(traced, checkpoint)
+    progress("rewriting", 0.35)
+    activations = choose_activations(graph, options)
+    optimize(graph, traced.constants, activations, observer)
+    progress("generating kernels", 0.45)
+    lowered = lower(graph, LoweringOptions(cache_dtype(activations), max_model_len))
+    for isa in host_variants():
+        build_library(lowered.kernels, isa, folder / "cpu", observer)
+    progress("packing weights", 0.7)
+    load = weight_loader(traced, checkpoint)
+    write_weights(folder / "weights.safetensors", lowered.statics, load, progress)
+    (folder / "plan.json").write_bytes(encode_plan(lowered.plan))
+    (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
+    checkpoint.save_tokenizer(folder)
+    facts |= describe(model, checkpoint, graph, lowered, activations)
+
+
+def optimize(
+    graph: Graph,
+    constants: dict[str, np.ndarray],
+    activations: str,
+    observer: Observer | None = None,
+) -> None:
+    """All passes, in place, up to the graph that is lowered."""
+    passes = [*raising(constants), *lowering()]
+    if activations == "int8":
+        passes += rounding()
+    run_passes(graph, [*passes, *fusing()], observer)
+
+
+def model_len(config: Any) -> int:
+    """The longest sequence to compile for when the user does not say: the model's own limit, bounded."""
+    text = config.get_text_config()
+    own = getattr(text, "max_position_embeddings", None) or DEFAULT_MODEL_LEN
+    return min(int(own), LONGEST_MODEL_LEN)
+
+
+def note_formats(traced: Traced, checkpoint: Checkpoint) -> Graph:
+    """Write the stored format of every weight into the graph."""
+    for name, value in traced.graph.weights.items():
+        if name in traced.constants:
+            value.format = _constant(traced.constants[name]).format
+        else:
+            value.format = checkpoint.format_of(name)
+    return traced.graph
+
+
+def weight_loader(traced: Traced, checkpoint: Checkpoint) -> Callable[[str], Weight]:
+    def load(name: str) -> Weight:
+        if name in traced.constants:
+            return _constant(traced.constants[name])
+        return checkpoint.load(name)
+
+    return load
+
+
+def _constant(array: np.ndarray) -> Dense:
+    if array.dtype.kind in "iub":
+        return Dense(array.astype(np.int32), "i32")
+    return Dense(array.astype(np.float32), "f32")
+
+
+def choose_activations(graph: Graph, options: CompileOptions) -> str:
+    """ "auto" rounds activations to int8 where most weights are integers of at most 8 bits."""
+    if options.activations != "auto":
+        return options.activations
+    formats = Counter(
+        v.format.partition("-")[0][:6] for v in graph.weights.values() if v.type.rank > 1
+    )
+    return "int8" if formats["affine"] > sum(formats.values()) // 2 else "f32"
+
+
+def cache_dtype(activations: str) -> str:
+    """Rounded activations go with a bf16 cache; exact ones with float32."""
+    return "f32" if activations == "f32" else "bf16"
+
+
+def host_variants() -> list[Isa]:
+    """Instruction sets of this kind of machine; its own linker can link these."""
+    machine = os.uname().machine
+    return [isa for isa in ALL if isa.machine == machine]
+
+
+def write_weights(
+    path: Path, statics: Statics, load: Callable[[str], Weight], progress: Report
+) -> None:
+    """A safetensors file of the packed weights, written one weight at a time, each 64-byte aligned."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name in statics.entries:
+        size = statics.nbytes(name)
+        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    with path.open("wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for i, name in enumerate(statics.entries):
+            data = statics.data(name, load)
+            assert data.nbytes == statics.nbytes(name), name
+            f.write(memoryview(data))
+            progress("packing weights", 0.7 + 0.29 * (i + 1) / len(statics.entries))
+
+
+def describe(
+    model: Source, checkpoint: Checkpoint, graph: Graph, lowered: Lowered, activations: str
+) -> dict[str, Any]:
+    """Facts for the manifest, for people and for the server."""
+    formats = Counter(v.format for v in graph.weights.values() if v.type.rank > 1)
+    architectures = getattr(checkpoint.config, "architectures", None) or [
+        checkpoint.config.model_type
+    ]
+    return {
+        "model": model.name,
+        "architecture": architectures[0],
+        "layers": len(lowered.plan.pages),
+        "vocab_size": lowered.plan.vocab_size,
+        "max_model_len": lowered.plan.max_model_len,
+        "weights": dict(formats.most_common()),
+        "activations": activations,
+        "targets": [f"cpu/{isa.name}" for isa in host_variants()],
+        "kernels": len(lowered.kernels),
+        "calls": len(lowered.plan.calls),
+    }

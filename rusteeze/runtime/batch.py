@@ -1,0 +1,76 @@
+"""A Step as the arrays that an executor reads. All int32; T tokens, R rows, S sequences.
+
+    query_start   0        3  4  5                 tokens of sequence s: query_start[s] … query_start[s+1]
+    input_ids     a0 a1 a2 b9 c7                   T = 5, S = 3
+    positions     0  1  2  9  7
+    rows                2  3  4                    the rows whose logits are wanted
+    slot_mapping  where the KV of each token goes: block * block_size + offset
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from rusteeze.runtime.blocks import blocks_for
+from rusteeze.runtime.scheduler import Chunk, Step
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The ragged batch of one step."""
+
+    input_ids: np.ndarray  # [T]
+    positions: np.ndarray  # [T]
+    slot_mapping: np.ndarray  # [T]
+    rows: np.ndarray  # [R], ascending indices into T
+    query_start: np.ndarray  # [S + 1]
+    context_len: np.ndarray  # [S], KV length of each sequence including this step's tokens
+    block_tables: np.ndarray  # [S, max_blocks], 0 where not needed
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.context_len)
+
+
+def build_batch(step: Step, block_size: int) -> Batch:
+    """The arrays of a step that has at least one chunk."""
+    chunks = step.chunks
+    lengths = np.array([len(chunk.token_ids) for chunk in chunks], np.int32)
+    starts = np.array([chunk.start for chunk in chunks], np.int32)
+    query_start = np.zeros(len(chunks) + 1, np.int32)
+    np.cumsum(lengths, out=query_start[1:])
+    tables = _block_tables(chunks, block_size)
+
+    owner = np.repeat(np.arange(len(chunks), dtype=np.int32), lengths)  # [T], sequence of each token
+    positions = np.arange(query_start[-1], dtype=np.int32) + (starts - query_start[:-1])[owner]
+    block, offset = np.divmod(positions, np.int32(block_size))
+    return Batch(
+        input_ids=np.fromiter(chain.from_iterable(c.token_ids for c in chunks), np.int32),
+        positions=positions,
+        slot_mapping=tables[owner, block] * np.int32(block_size) + offset,
+        rows=_rows(chunks, query_start),
+        query_start=query_start,
+        context_len=starts + lengths,
+        block_tables=tables,
+    )
+
+
+def _block_tables(chunks: tuple[Chunk, ...], block_size: int) -> np.ndarray:
+    needed = [blocks_for(chunk.end, block_size) for chunk in chunks]
+    tables = np.zeros((len(chunks), max(needed)), np.int32)
+    for row, chunk, num_blocks in zip(tables, chunks, needed, strict=True):
+        row[:num_blocks] = np.frombuffer(chunk.block_table, np.int32, num_blocks)
+    return tables
+
+
+def _rows(chunks: tuple[Chunk, ...], query_start: np.ndarray) -> np.ndarray:
+    ends = query_start[1:].tolist()
+    wanted = (range(end - chunk.num_rows, end) for end, chunk in zip(ends, chunks, strict=True))
+    return np.fromiter(chain.from_iterable(wanted), np.int32)

@@ -1,0 +1,55 @@
+"""Limits of an engine: what the user chose, and what results once the executor is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What the user may choose. None means: whatever the executor allows.
+
+    ``max_num_seqs`` sequences run at once; ``max_batched_tokens`` tokens are computed in one step, so
+    it bounds how long a step takes; ``max_model_len`` bounds prompt plus output of one request.
+    """
+
+    max_num_seqs: int = 256
+    max_batched_tokens: int | None = None
+    max_model_len: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_batched_tokens", "max_model_len"):
+            _check_positive(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """The numbers the scheduler works with; all counts, ``block_size`` in tokens."""
+
+    num_blocks: int
+    block_size: int
+    max_batched_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _check_positive(name, value)
+
+    @property
+    def max_sequence_len(self) -> int:
+        """Most tokens, prompt and output, that one sequence may reach.
+
+        At that length it fits the pool alone, which is why the scheduler cannot deadlock.
+        """
+        return min(self.max_model_len, self.num_blocks * self.block_size)
+
+    @property
+    def max_running(self) -> int:
+        """Sequences that may run at once: each must be able to get a token into every step."""
+        return min(self.max_num_seqs, self.max_batched_tokens)
+
+
+def _check_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")

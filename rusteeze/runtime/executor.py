@@ -1,0 +1,159 @@
+"""Runs a plan on the CPU: one native call per step.
+
+Memory: weights are mapped from the artifact; scratch and cache pages are allocated at full size once,
+but the operating system backs only what is touched. Scratch is laid out for a *capacity* of tokens:
+each step uses the smallest of a few capacities that holds it, so that a decode step's scratch stays in
+the cache; there is one table of addresses per capacity.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from rusteeze.artifact.contract import BLOCK_SIZE, STEP_INPUTS, TILE_FIELDS, Arg, Plan
+from rusteeze.runtime.batch import Batch
+from rusteeze.runtime.launch import BARRIER_FLAG, Library, Program, ThreadPool
+from rusteeze.runtime.weights import WeightFile
+
+ALIGNMENT = 64
+ARENA_SLACK = 4096
+"""Bytes behind an arena: kernels may read whole vectors past a row's last element."""
+SMALLEST_CAPACITY = 16
+
+
+def aligned_bytes(count: int) -> np.ndarray:
+    """Zero-filled uint8, aligned to a cache line, backed by memory only where touched."""
+    raw = np.zeros(count + ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % ALIGNMENT
+    return raw[skip : skip + count]
+
+
+class CpuExecutor:
+    """Implements rusteeze.runtime.interface.Executor for one artifact."""
+
+    block_size = BLOCK_SIZE
+
+    def __init__(
+        self, plan: Plan, weights: WeightFile, library: Path, *, num_threads: int, num_blocks: int,
+        max_batched_tokens: int = 512, max_sequences: int = 256,
+    ) -> None:  # fmt: skip
+        self.plan, self.num_blocks = plan, num_blocks
+        self.max_batched_tokens = max_batched_tokens
+        self.max_sequences = max_sequences
+        self._weights = weights
+        self._library = Library(library)
+        self._pool = ThreadPool(self._library, num_threads)
+        self._step = np.zeros(8, np.int64)
+        self._capacities = _capacities(max_batched_tokens)
+        self._programs: dict[tuple[int, int], Program] = {}
+        self._arenas = {
+            space: aligned_bytes(size * max_batched_tokens + ARENA_SLACK)
+            for space, size in plan.arena_row_bytes.items()
+        }
+        self._keys = {p.layer: aligned_bytes(p.key_bytes * num_blocks) for p in plan.pages}
+        self._values = {p.layer: aligned_bytes(p.value_bytes * num_blocks) for p in plan.pages}
+        self._inputs = {
+            name: aligned_bytes(4 * count).view(np.int32) for name, count in self._input_sizes().items()
+        }
+
+    @property
+    def max_model_len(self) -> int:
+        return min(self.plan.max_model_len, self.num_blocks * BLOCK_SIZE)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.plan.vocab_size
+
+    def _input_sizes(self) -> dict[str, int]:
+        tokens = self.max_batched_tokens
+        blocks = -(-self.plan.max_model_len // BLOCK_SIZE)
+        sizes = dict.fromkeys(STEP_INPUTS, tokens)
+        sizes["tiles"] = TILE_FIELDS * tokens
+        sizes["block_tables"] = self.max_sequences * blocks
+        return sizes
+
+    def fill_cache(self, byte: int) -> None:
+        """Overwrite all pages, for tests: 0xFF makes every element NaN."""
+        for pages in (*self._keys.values(), *self._values.values()):
+            pages[:] = byte
+
+    def execute(self, batch: Batch) -> np.ndarray:
+        """Logits f32[R, V], valid until the next call. ValueError when the batch exceeds a limit."""
+        tokens, rows = batch.num_tokens, len(batch.rows)
+        if tokens > self.max_batched_tokens or batch.num_sequences > self.max_sequences:
+            raise ValueError(f"a step of {tokens} tokens, {batch.num_sequences} sequences is too large")
+        tiles = query_tiles(batch, self.plan.query_tokens)
+        for name, array in (
+            ("input_ids", batch.input_ids), ("positions", batch.positions), ("rows", batch.rows),
+            ("slot_mapping", batch.slot_mapping), ("tiles", tiles.reshape(-1)),
+            ("block_tables", batch.block_tables.reshape(-1)),
+        ):  # fmt: skip
+            self._inputs[name][: len(array)] = array
+        self._step[:4] = (tokens, rows, len(tiles), batch.block_tables.shape[1])
+        capacity = self._capacity(tokens), self._capacity(rows)
+        self._pool.run(self._program(*capacity), self._step)
+        return self._logits(capacity[1], rows)
+
+    def _capacity(self, count: int) -> int:
+        return next(c for c in self._capacities if count <= c)
+
+    def _logits(self, capacity: int, rows: int) -> np.ndarray:
+        buffer = self.plan.buffers[self.plan.logits]
+        start = capacity * buffer.offset
+        flat = self._arenas["R"][start : start + rows * buffer.row_bytes].view(np.float32)
+        return flat.reshape(rows, buffer.row_bytes // 4)[:, : self.vocab_size]
+
+    def _program(self, tokens: int, rows: int) -> Program:
+        """The plan's calls with addresses for these capacities."""
+        key = (tokens, rows)
+        if key not in self._programs:
+            capacity = {"T": tokens, "R": rows}
+            self._programs[key] = Program([
+                (
+                    self._library.address(call.kernel), BARRIER_FLAG if call.barrier else 0,
+                    [self._address(arg, capacity) for arg in call.args],
+                )
+                for call in self.plan.calls
+            ])  # fmt: skip
+        return self._programs[key]
+
+    def _address(self, arg: Arg, capacity: dict[str, int]) -> int:
+        if arg.kind == "buffer":
+            buffer = self.plan.buffers[int(arg.which)]
+            base = self._arenas[buffer.space].ctypes.data + capacity[buffer.space] * buffer.offset
+        elif arg.kind == "weight":
+            base = self._weights.address(str(arg.which))
+        elif arg.kind == "input":
+            base = self._inputs[str(arg.which)].ctypes.data
+        else:
+            pages = self._keys if arg.kind == "key_pages" else self._values
+            base = pages[int(arg.which)].ctypes.data
+        return base + arg.offset
+
+    def close(self) -> None:
+        """Stop the helper threads."""
+        self._pool.close()
+
+
+def _capacities(largest: int) -> list[int]:
+    sizes = [1]
+    step = SMALLEST_CAPACITY
+    while step < largest:
+        sizes.append(step)
+        step *= 4
+    return [*(s for s in sizes if s < largest), largest]
+
+
+def query_tiles(batch: Batch, query_tokens: int) -> np.ndarray:
+    """int32 [n, 4]: each sequence's tokens of the step in tiles of at most ``query_tokens``
+    (first row, number of rows, first position, sequence)."""
+    lengths = np.diff(batch.query_start)
+    counts = -(-lengths // query_tokens)
+    sequence = np.repeat(np.arange(len(lengths), dtype=np.int32), counts)
+    before = np.cumsum(counts) - counts
+    offset = (np.arange(len(sequence)) - before[sequence]) * query_tokens
+    first = batch.query_start[sequence] + offset
+    rows = np.minimum(query_tokens, lengths[sequence] - offset)
+    return np.stack([first, rows, batch.positions[first], sequence], 1).astype(np.int32)

@@ -1,0 +1,155 @@
+"""Load compiled kernels and run plans on a pool of threads.
+
+A step is one native call: the calling thread and the helpers run the same table of kernel calls, each
+its share, and meet at the barriers that the plan asks for. Layout of the shared words and of a record:
+rusteeze.codegen.cpu.step_loop.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+SHARED_WORDS = 64
+PROGRAM, COUNT, STEP, THREADS, STOP, SPINS = 24, 25, 26, 27, 28, 29
+BARRIER_FLAG = 1
+SPINS_BEFORE_SLEEP = 20_000
+
+# Instruction sets by preference, with the processor flags that they need.
+VARIANTS: tuple[tuple[str, str, frozenset[str]], ...] = (
+    (
+        "avx512-vnni-bf16", "x86_64",
+        frozenset("avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 avx512vbmi fma f16c".split()),
+    ),
+    ("avx2", "x86_64", frozenset("avx2 fma f16c".split())),
+    ("neon-dotprod", "aarch64", frozenset("asimd asimddp fphp".split())),
+)  # fmt: skip
+
+
+class LaunchError(Exception):
+    """No library of the artifact runs on this processor."""
+
+    user_error = True
+
+
+def cpu_flags() -> frozenset[str]:
+    """Feature flags of the first processor, as Linux names them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def usable_variants() -> list[str]:
+    """Names of the instruction sets that this machine has, best first.
+
+    RUSTEEZE_ISA forces one (for measuring)."""
+    flags = cpu_flags()
+    names = [n for n, machine, needs in VARIANTS if machine == platform.machine() and needs <= flags]
+    forced = os.environ.get("RUSTEEZE_ISA")
+    return [n for n in names if n == forced] if forced else names
+
+
+def choose_library(folder: Path) -> Path:
+    """The best library of an artifact's ``cpu`` folder. LaunchError if none fits."""
+    usable = usable_variants()
+    for name in usable:
+        if (folder / f"{name}.so").exists():
+            return folder / f"{name}.so"
+    have = ", ".join(sorted(p.stem for p in folder.glob("*.so"))) or "none"
+    raise LaunchError(f"no kernels for this processor: it runs {usable}, the artifact has {have}")
+
+
+class Library:
+    """A loaded kernel library."""
+
+    def __init__(self, path: Path) -> None:
+        self._lib = ctypes.CDLL(str(path))
+        self.step_once = self._lib.rz_step_once
+        self.step_once.argtypes = [ctypes.c_void_p]
+        self.step_once.restype = None
+        self.worker = self._lib.rz_worker
+        self.worker.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+        self.worker.restype = None
+
+    def address(self, kernel: str) -> int:
+        """Address of a kernel. LaunchError when the library lacks it."""
+        try:
+            function = getattr(self._lib, kernel)
+        except AttributeError:
+            raise LaunchError(f"the artifact's library has no kernel {kernel}") from None
+        return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+class Program:
+    """A table of kernel calls with all addresses filled in.
+
+    ``calls``: (kernel address, flags, argument addresses) in order."""
+
+    def __init__(self, calls: Sequence[tuple[int, int, Sequence[int]]]) -> None:
+        words: list[int] = []
+        starts: list[int] = []
+        for kernel, flags, args in calls:
+            starts.append(len(words))
+            words += [kernel, flags, *args]
+        self._words = np.array(words, np.uint64)
+        base = self._words.ctypes.data
+        self._records = np.array([base + 8 * s for s in starts], np.uint64)
+        self.count = len(starts)
+
+    @property
+    def address(self) -> int:
+        return self._records.ctypes.data
+
+
+class ThreadPool:
+    """``num_threads - 1`` helpers plus the caller. ``run`` is one parallel region."""
+
+    def __init__(self, library: Library, num_threads: int) -> None:
+        if num_threads < 1:
+            raise ValueError("at least one thread")
+        self._library = library
+        self._memory = np.zeros(SHARED_WORDS + 8, np.int64)
+        skip = (-self._memory.ctypes.data % 64) // 8
+        self._shared = self._memory[skip : skip + SHARED_WORDS]
+        self._shared[THREADS] = num_threads
+        self._shared[SPINS] = SPINS_BEFORE_SLEEP
+        self._address = self._shared.ctypes.data
+        # ctypes releases the interpreter lock, so these run beside Python
+        self._helpers = [
+            threading.Thread(target=library.worker, args=(self._address, tid), daemon=True)
+            for tid in range(1, num_threads)
+        ]
+        for t in self._helpers:
+            t.start()
+
+    @property
+    def num_threads(self) -> int:
+        return len(self._helpers) + 1
+
+    def run(self, program: Program, step: np.ndarray) -> None:
+        """Run a program with the numbers of a step (int64); returns when all threads are done."""
+        self._shared[PROGRAM] = program.address
+        self._shared[COUNT] = program.count
+        self._shared[STEP] = step.ctypes.data
+        self._library.step_once(self._address)
+
+    def close(self) -> None:
+        """Stop the helpers."""
+        if self._shared[STOP]:
+            return
+        self._shared[STOP] = 1
+        self._shared[COUNT] = 0
+        self._library.step_once(self._address)
+        for t in self._helpers:
+            t.join(timeout=5)

@@ -1,0 +1,69 @@
+"""From an artifact on disk to something that answers: executor, tokenizer, template and engine."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rusteeze.artifact.contract import BLOCK_SIZE, Plan, decode_plan
+from rusteeze.artifact.store import Manifest, member, verify
+from rusteeze.runtime.config import EngineConfig
+from rusteeze.runtime.engine import SyncEngine
+from rusteeze.runtime.executor import CpuExecutor
+from rusteeze.runtime.launch import choose_library
+from rusteeze.runtime.template import ChatTemplate
+from rusteeze.runtime.tokens import Tokenizer
+from rusteeze.runtime.weights import WeightFile
+
+DEFAULT_KV_BYTES = 1 << 30
+
+
+@dataclass
+class LLM:
+    """A loaded model. ``close`` stops its threads."""
+
+    engine: SyncEngine
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    manifest: Manifest
+    executor: CpuExecutor
+
+    def close(self) -> None:
+        self.executor.close()
+
+
+def load(artifact: Path, threads: int | None = None, kv_bytes: int | None = None) -> LLM:
+    """Load an artifact after checking its files (ArtifactError).
+
+    ``threads``: CPU threads, by default one per core. ``kv_bytes``: memory for the cache; it is backed
+    only as it is used. At least one sequence of the longest length always fits."""
+    manifest = verify(artifact)
+    plan = decode_plan(member(artifact, manifest, "plan.json").read_bytes())
+    executor = CpuExecutor(
+        plan, WeightFile(member(artifact, manifest, "weights.safetensors")),
+        choose_library(artifact / "cpu"), num_threads=threads or available_cores(),
+        num_blocks=cache_blocks(plan, kv_bytes or DEFAULT_KV_BYTES),
+    )  # fmt: skip
+    tokenizer = Tokenizer.from_file(member(artifact, manifest, "tokenizer.json"))
+    generation = json.loads(member(artifact, manifest, "generation_config.json").read_text())
+    template = None
+    if "chat_template.jinja" in manifest.files:
+        text = member(artifact, manifest, "chat_template.jinja").read_text(encoding="utf-8")
+        template = ChatTemplate(text, generation.get("special_tokens") or {})
+    eos = generation.get("eos_token_id") or []
+    engine = SyncEngine(executor, tokenizer, [eos] if isinstance(eos, int) else eos, EngineConfig())
+    return LLM(engine, tokenizer, template, manifest, executor)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def cache_blocks(plan: Plan, kv_bytes: int) -> int:
+    """Pages that ``kv_bytes`` hold, and never fewer than the longest sequence needs."""
+    longest = -(-plan.max_model_len // BLOCK_SIZE)
+    per_block = plan.kv_bytes_per_block()
+    return max(longest, kv_bytes // per_block if per_block else longest)

@@ -1,0 +1,131 @@
+"""How the tokens of one request are chosen and when it ends: a frozen, checked value.
+
+Example: ``SamplingParams(temperature=0.7, top_p=0.9, stop=("\\n\\n",), max_tokens=64)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+MAX_LOGPROBS = 128
+MAX_STOP_STRINGS = 64
+MAX_STOP_CHARACTERS = 1024
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Sampling parameters with the meaning they have in the OpenAI API and its common extensions.
+
+    - ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; they apply in this
+      order, each to what the one before left over, as in transformers.
+    - ``presence_penalty`` and ``frequency_penalty`` look at the output, ``repetition_penalty`` at prompt
+      and output.
+    - ``seed`` makes a request repeatable; None draws a fresh one.
+    - ``max_tokens`` None means: as many as the model's length allows. Until ``min_tokens`` tokens are
+      out, no stop token can be chosen and no stop string is looked for.
+    - ``stop`` strings end the output just before them; ``stop_token_ids`` and, unless ``ignore_eos``, the
+      model's end tokens end it too, and their text is left out.
+    - ``logprobs`` n reports each token's log-probability and the n likeliest alternatives, under the
+      model's own distribution (before penalties and temperature); None reports nothing.
+      ``prompt_logprobs`` does the same for the tokens of the prompt but the first.
+
+    ValueError says which value is wrong and what is allowed.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        self._normalise()
+        self._check_ranges()
+        self._check_length()
+        self._check_stops()
+        for token, bias in self.logit_bias.items():
+            _whole("logit_bias key", token, 0)
+            _number(f"logit_bias[{token}]", bias, -100.0, 100.0)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """ValueError if a token id is not below ``vocab_size``."""
+        for name, ids in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
+            for token in ids:
+                if token >= vocab_size:
+                    raise ValueError(f"{name}: token id {token} is not in the vocabulary (0 … {vocab_size - 1})")
+
+    def _normalise(self) -> None:
+        stops = (self.stop,) if isinstance(self.stop, str) else self.stop
+        object.__setattr__(self, "stop", _tuple("stop", stops))
+        object.__setattr__(self, "stop_token_ids", _tuple("stop_token_ids", self.stop_token_ids))
+        if not isinstance(self.logit_bias, Mapping):
+            raise ValueError("logit_bias must map token ids to numbers")
+        object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
+
+    def _check_ranges(self) -> None:
+        _number("temperature", self.temperature, 0.0, 100.0)
+        _number("top_p", self.top_p, 0.0, 1.0, above_low=True)
+        _whole("top_k", self.top_k, 0)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above_low=True)
+        if self.seed is not None:
+            _whole("seed", self.seed, -(2**63), 2**64 - 1)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 0, MAX_LOGPROBS)
+
+    def _check_length(self) -> None:
+        _whole("min_tokens", self.min_tokens, 0)
+        if self.max_tokens is None:
+            return
+        _whole("max_tokens", self.max_tokens, 1)
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens is {self.min_tokens}, more than max_tokens, which is {self.max_tokens}"
+            )
+
+    def _check_stops(self) -> None:
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise ValueError(f"stop has {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are allowed")
+        for text in self.stop:
+            if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+                raise ValueError(f"stop strings must have 1 to {MAX_STOP_CHARACTERS} characters")
+        for token in self.stop_token_ids:
+            _whole("stop_token_ids", token, 0)
+
+
+def _tuple(name: str, values: object) -> tuple[object, ...]:
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        raise ValueError(f"{name} must be a sequence")
+    return tuple(values)
+
+
+def _number(name: str, value: object, low: float, high: float, above_low: bool = False) -> None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not low <= value <= high or (above_low and value == low):  # type: ignore[operator]
+        least = "more than" if above_low else "at least"
+        raise ValueError(f"{name} is {value!r}; it must be a number, {least} {low:g} and at most {high:g}")
+
+
+def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    good = isinstance(value, int) and not isinstance(value, bool)
+    if not good or value < low or (high is not None and value > high):  # type: ignore[operator]
+        most = "" if high is None else f" and at most {high}"
+        raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {low}{most}")

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+
+from rusteeze.ir import parse, verify
+from rusteeze.passes.quantize_activations import QuantizeActivations
+
+
+def graph_of(format_a: str, format_b: str, width: int = 64) -> str:
+    return f"""graph @main(%x: f32[T,{width}]) {{
+  @a : f32[32,{width}] = "{format_a}"
+  @b : f32[32,{width}] = "{format_b}"
+  %0 = linear(%x, @a, _) : f32[T,32]
+  %1 = linear(%x, @b, _) : f32[T,32]
+  %2 = mul(%0, %1) : f32[T,32]
+  return %2
+}}
+"""
+
+
+def quantized(text: str, group: int = 32):
+    graph = parse(text)
+    result = QuantizeActivations(group).run(graph)
+    verify(graph)
+    return graph, result
+
+
+def test_one_rounding_serves_all_products():
+    graph, result = quantized(graph_of("affine4g32m-f16", "codebook4g32-f32"))
+    assert [n.op.name for n in graph.nodes] == ["quantize", "linear", "linear", "mul"]
+    assert {n.operands[0] for n in graph.nodes[1:3]} == {graph.nodes[0].result}
+    assert result.matches == 2
+
+
+def test_plain_weights_read_plain_activations():
+    graph, result = quantized(graph_of("affine4g32m-f16", "bf16"))
+    assert graph.nodes[0].op.name == "quantize"
+    assert graph.nodes[2].operands[0] is graph.inputs[0]
+    assert [r.reason for r in result.refusals] == ["the weight is stored as bf16"]
+
+
+@pytest.mark.parametrize(("width", "group", "matches"), [(48, 32, 0), (48, 16, 2), (64, 32, 2)])
+def test_groups_must_fit(width, group, matches):
+    _, result = quantized(graph_of("affine4g16m-f16", "affine4g16m-f16", width), group)
+    assert result.matches == matches
+    assert all(r.reason == f"{width} elements are no multiple of {group}" for r in result.refusals)
+
+
+def test_joined_rows_count_as_their_format():
+    text = graph_of("affine4g32m-f16", "affine4g32m-f16").replace(
+        "  %0 = linear(%x, @a, _) : f32[T,32]\n  %1 = linear(%x, @b, _) : f32[T,32]\n"
+        "  %2 = mul(%0, %1) : f32[T,32]",
+        "  %0 = concat(@a, @b) {axis=0} : f32[64,64]\n  %2 = linear(%x, %0, _) : f32[T,64]",
+    )
+    assert quantized(text)[1].matches == 1
+
+
+def test_experts_too():
+    text = """graph @main(%x: f32[T,64], %i: i32[T,2]) {
+  @w : f32[4,32,64] = "affine4g32m-f16"
+  %0 = expert_linear(%x, %i, @w, _) : f32[T,2,32]
+  return %0
+}
+"""
+    graph, _ = quantized(text)
+    assert [n.op.name for n in graph.nodes] == ["quantize", "expert_linear"]
+
+
+def test_nothing_is_rounded_twice():
+    graph, _ = quantized(graph_of("affine4g32m-f16", "affine4g32m-f16"))
+    assert QuantizeActivations().run(graph).matches == 0
