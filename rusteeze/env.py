@@ -87,6 +87,9 @@ CACHE_LIMIT: Variable[int | None] = Variable(
 THREADS: Variable[int | None] = Variable(
     "RUSTEEZE_THREADS", None, _positive, "number of CPU threads of the runtime"
 )
+ISA: Variable[str | None] = Variable(
+    "RUSTEEZE_ISA", None, str, "instruction set to use instead of the best one, for measuring"
+)
 LOG_LEVEL = Variable(
     "RUSTEEZE_LOG_LEVEL", "warning", _log_level, "debug, info, warning or error, on stderr"
 )
@@ -105,5 +108,5 @@ HF_HUB_CACHE: Variable[Path | None] = Variable(
 )
 
 VARIABLES: tuple[Variable, ...] = (
-    CACHE, CACHE_LIMIT, THREADS, LOG_LEVEL, DEBUG, DUMP, HF_HOME, HF_HUB_CACHE
+    CACHE, CACHE_LIMIT, THREADS, ISA, LOG_LEVEL, DEBUG, DUMP, HF_HOME, HF_HUB_CACHE
 )  # fmt: skip

@@ -75,11 +75,13 @@ def compiled_logits(executor: Executor, token_ids: Sequence[int]) -> np.ndarray:
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
 
 
 def _centred(logits: np.ndarray) -> np.ndarray:
-    return logits - logits.mean(-1, keepdims=True)
+    centred: np.ndarray = logits - logits.mean(-1, keepdims=True)
+    return centred
 
 
 def _perplexity(log_probabilities: np.ndarray, targets: np.ndarray) -> float:

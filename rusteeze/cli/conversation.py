@@ -8,15 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rusteeze import env
 from rusteeze.cli.sampling_options import Sampling
 from rusteeze.errors import UserError
 from rusteeze.runtime import llm
-from rusteeze.runtime.interface import Completion, Engine, Executor, RequestOutput
-from rusteeze.runtime.template import ChatTemplate
-from rusteeze.runtime.tokens import Tokenizer
+from rusteeze.runtime.interface import Completion, RequestOutput
+from rusteeze.runtime.llm import LLM
 
 GENERATION = "generation_config.json"
 
@@ -30,20 +29,11 @@ class Interrupt:
     wanted: bool = False
 
 
-class Model(Protocol):
-    """What a loaded artifact offers."""
-
-    engine: Engine
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
-    executor: Executor
-
-
 @dataclass
 class Conversation:
     """One model, the messages so far, and how answers are drawn."""
 
-    model: Model
+    model: LLM
     sampling: Sampling
     defaults: Mapping[str, Any]
     messages: list[Message] = field(default_factory=list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rusteeze.errors import ArtifactError
 from rusteeze.source import Source
 
 PLAN = "plan.json"
+_HASH = re.compile(r"_[0-9a-f]{8}$")
 
 
 @click.command(cls=Command)
@@ -63,7 +65,7 @@ def _artifact_facts(path: Path) -> dict[str, Any]:
         "facts": manifest.facts,
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "files": {name: record.bytes for name, record in manifest.files.items()},
-        "kernels": dict(Counter(call.kernel for call in plan.calls).most_common()),
+        "kernels": dict(Counter(_role(call.kernel) for call in plan.calls).most_common()),
         "memory": _memory(plan),
     }
 
@@ -73,6 +75,11 @@ def _read_plan(path: Path, manifest: Manifest) -> Plan:
         return decode_plan(member(path, manifest, PLAN).read_bytes())
     except msgspec.DecodeError as error:
         raise ArtifactError(f"{path.name}/{PLAN}: {error}") from error
+
+
+def _role(kernel: str) -> str:
+    """The kernel's name without its hash: layers have kernels of their own that differ in nothing else."""
+    return _HASH.sub("", kernel)
 
 
 def _memory(plan: Plan) -> dict[str, int]:

@@ -26,8 +26,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     """One table; every cell is plain text, whatever markup it seems to hold."""
     table = Table(box=None, pad_edge=False)
     for name in columns:
-        justify = "right" if name in _NUMERIC else "left"
-        table.add_column(name, justify=justify, overflow="fold")
+        table.add_column(name, justify="right" if name in _NUMERIC else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console = Console(highlight=False, markup=False)

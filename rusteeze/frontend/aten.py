@@ -66,6 +66,9 @@ class Importer:
     literals: dict[str, torch.Tensor]
     max_model_len: int
     values: dict[fx.Node, Any] = field(default_factory=dict)
+    aliases: dict[fx.Node, fx.Node] = field(
+        default_factory=dict
+    )  # result of a write → what it wrote
     origin: str = ""
 
     # -- types ---------------------------------------------------------------------------------
@@ -91,6 +94,7 @@ class Importer:
     def value(self, x: Any) -> Value:
         """What an exported node (a tensor) or a number became."""
         if isinstance(x, fx.Node):
+            x = self.aliases.get(x, x)
             if x not in self.values and x.name in self.sources:
                 self.values[x] = self.sources[x.name]()
             found = self.values.get(x)

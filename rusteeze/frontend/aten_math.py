@@ -135,6 +135,8 @@ def _logical(op: str) -> ImportFunction:
 
 for _aten, _op in LOGICAL.items():
     imports(f"{_aten}.default", f"{_aten}.Tensor")(_logical(_op))
+imports("__and__.Tensor")(_logical("logical_and"))
+imports("__or__.Tensor")(_logical("logical_or"))
 
 
 def _choose(im: Importer, node: fx.Node, condition: fx.Node, a: Any, b: Any) -> Value:

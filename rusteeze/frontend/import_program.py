@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from rusteeze.frontend import aten_lookup, aten_math, aten_shape  # noqa: F401  (fill the table)
 from rusteeze.frontend.aten import Importer, target_name
-from rusteeze.frontend.aten_write import is_write, run_empty, run_write, written_tensor
+from rusteeze.frontend.aten_write import is_write, owner, run_empty, run_write
 from rusteeze.frontend.errors import AttentionCountMismatch
 from rusteeze.frontend.sources import Sources
 from rusteeze.ir import Graph, verify
@@ -43,14 +43,18 @@ def import_program(
 
 
 def live_calls(graph: fx.Graph) -> list[fx.Node]:
-    """The calls that the output depends on, in order; a write is live when its tensor is."""
+    """The calls that the output depends on, in order; a write is live when later calls read its memory."""
     live: set[fx.Node] = set()
+    owners: set[fx.Node] = set()  # of the memory in which live tensors lie
     for node in reversed(graph.nodes):
-        if is_write(node) and (node in live or written_tensor(node) in live):
-            view, root = node.args[0], written_tensor(node)
-            live |= {node, root, *(n for n in node.all_input_nodes if n is not view)}
+        if is_write(node) and owner(node) in owners:
+            new = {node, owner(node), *(n for n in node.all_input_nodes if n is not node.args[0])}
         elif node.op == "output" or node in live:
-            live |= {node, *node.all_input_nodes}
+            new = {node, *node.all_input_nodes}
+        else:
+            continue
+        live |= new
+        owners |= {owner(n) for n in new}
     return [n for n in graph.nodes if n in live and n.op == "call_function"]
 
 

@@ -21,7 +21,9 @@ from typing import Any
 from rusteeze.ir.graph import Node, Value
 from rusteeze.ir.op import OPS, AttrValue
 
-RELATIVE_TOLERANCE = 1e-6  # of number literals: frameworks spell the same constant to 10 digits or to 17
+RELATIVE_TOLERANCE = (
+    1e-6  # of number literals: frameworks spell the same constant to 10 digits or to 17
+)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rusteeze.ir.graph import Graph, Node, Value, make_node
 from rusteeze.ir.op import REQUIRED
-from rusteeze.ir.types import parse_type
+from rusteeze.ir.types import TensorType, parse_type
 
 _NAME = r"[A-Za-z0-9_./\-]+"
 
@@ -111,11 +111,11 @@ class _Parser:
         graph = Graph(m[1])
         env: dict[str, Value] = {}
         for name, text in re.findall(rf"%({_NAME}): (\w+\[[^\]]*\])", m[2]):
-            env["%" + name] = graph.input(name, parse_type(text))
+            env["%" + name] = graph.input(name, self.type(text))
         while True:
             line = self.next()
             if w := _WEIGHT.match(line):
-                env["@" + w[1]] = graph.weight(w[1], parse_type(w[2]), w[3])
+                env["@" + w[1]] = graph.weight(w[1], self.type(w[2]), w[3])
             elif line.startswith("return"):
                 names = line.removeprefix("return").split(",")
                 graph.outputs = [self.lookup(env, n.strip()) for n in names if n.strip()]
@@ -123,6 +123,12 @@ class _Parser:
                 return graph, line[1:].strip().removeprefix("# ")
             else:
                 self.node(graph, env, line)
+
+    def type(self, text: str) -> TensorType:
+        try:
+            return parse_type(text)
+        except ValueError as e:
+            raise self.fail(str(e)) from None
 
     def lookup(self, env: dict[str, Value], name: str) -> Value:
         if name not in env:

@@ -86,9 +86,7 @@ IDENTITIES = [
 LAYOUT = [
     Rule("reshape(reshape(x)) {shape=?s} => reshape(x) {shape=?s}"),
     Rule("broadcast_to(broadcast_to(x)) {shape=?s} => broadcast_to(x) {shape=?s}"),
-    Rule(
-        "permute(permute(x) {perm=?p}) {perm=?q} => permute(x) {perm=?r}", let={"r": _composed}
-    ),
+    Rule("permute(permute(x) {perm=?p}) {perm=?q} => permute(x) {perm=?r}", let={"r": _composed}),
     Rule(
         "permute(x) {perm=?p} => reshape(x) {shape=?s}",
         where={"an axis of more than one element moves": _keeps_order},

@@ -39,6 +39,7 @@ class Fuse(Pass):
             raise ValueError(f"no anchor {self.anchor!r}; there are {', '.join(FINDERS)}")
 
     def run(self, graph: Graph) -> PassResult:
+        graph.eliminate_dead_code()  # a dead user would keep its operand out of a region
         found = list(FINDERS[self.anchor](Surroundings(graph)))
         regions = [f for f in found if isinstance(f, Region)]
         outline_regions(graph, regions)

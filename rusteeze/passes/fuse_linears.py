@@ -90,7 +90,9 @@ def _format(node: Node) -> str:
 def _joint_origin(nodes: list[Node]) -> str:
     """``layers.0.attn.q`` and ``layers.0.attn.k`` as ``layers.0.attn.q+k``."""
     paths = [n.origin.split(".") for n in nodes]
-    columns = takewhile(lambda names: len(set(names)) == 1, zip(*(p[:-1] for p in paths), strict=False))
+    columns = takewhile(
+        lambda names: len(set(names)) == 1, zip(*(p[:-1] for p in paths), strict=False)
+    )
     shared = [names[0] for names in columns]
     return ".".join([*shared, "+".join(".".join(p[len(shared) :]) for p in paths)])
 

@@ -77,7 +77,11 @@ class PassRun:
 
 
 def run_passes(
-    graph: Graph, passes: Sequence[Pass], observer: Observer | None = None, *, verified: bool = False
+    graph: Graph,
+    passes: Sequence[Pass],
+    observer: Observer | None = None,
+    *,
+    verified: bool = False,
 ) -> list[PassRun]:
     """Run passes over ``graph`` in place; ``verified`` checks it after each.
 

@@ -75,9 +75,7 @@ class _Search:
 
     def _standing_refusals(self, covered: set[int]) -> tuple[Refusal, ...]:
         """Without the places of which a part was raised after all."""
-        return tuple(
-            r for r, cone in self.refusals.values() if covered.isdisjoint(map(id, cone))
-        )
+        return tuple(r for r, cone in self.refusals.values() if covered.isdisjoint(map(id, cone)))
 
     def _is_outside(self, v: Value) -> bool:
         return v not in self.rotary or v in self.lookups
@@ -121,7 +119,9 @@ class _Search:
 
     def _closed(self, result: Value, bound: set[Value]) -> bool:
         """Is ``result`` computed from the bound values and constants alone?"""
-        inner = producers([result], lambda v: v in bound or (self._is_outside(v) and v.op not in MOVES))
+        inner = producers(
+            [result], lambda v: v in bound or (self._is_outside(v) and v.op not in MOVES)
+        )
         read = {v for n in inner for v in n.inputs()} - {r for n in inner for r in n.results}
         return all(v in bound or v.op == "const" for v in read)
 
@@ -158,7 +158,9 @@ class _Search:
             columns = (width // 2, 1) if layout == "halves" else (width, 2)
             attrs = {"axis": -1, "start": 0, "stop": columns[0], "step": columns[1]}
             half = self._add("slice", [table], attrs, lookup.node.origin)
-            self.angles[lookup, layout] = self._add("embedding", [ids, half], {}, lookup.node.origin)
+            self.angles[lookup, layout] = self._add(
+                "embedding", [ids, half], {}, lookup.node.origin
+            )
         return self.angles[lookup, layout]
 
     def _add(self, op: str, operands: list[Value | None], attrs: dict, origin: str) -> Value:

@@ -37,9 +37,7 @@ def _part(node: Node) -> Node | None:
     return make_node("slice", [part], {**node.attrs, **bounds}, node.origin)
 
 
-def _containing(
-    parts: list[Value], axis: int, start: int, stop: int
-) -> tuple[Value, int] | None:
+def _containing(parts: list[Value], axis: int, start: int, stop: int) -> tuple[Value, int] | None:
     offset = 0
     for part in parts:
         size = static_dim(part.type, axis)

@@ -1,9 +1,11 @@
 """A Step as the arrays that an executor reads. All int32; T tokens, R rows, S sequences.
 
-    query_start   0        3  4  5                 tokens of sequence s: query_start[s] … query_start[s+1]
-    input_ids     a0 a1 a2 b9 c7                   T = 5, S = 3
+Example with T = 5, S = 3, R = 3; sequence s has the tokens query_start[s] … query_start[s + 1]:
+
+    query_start   0        3  4  5
+    input_ids     a0 a1 a2 b9 c7
     positions     0  1  2  9  7
-    rows                2  3  4                    the rows whose logits are wanted
+    rows                2  3  4       whose logits are wanted
     slot_mapping  where the KV of each token goes: block * block_size + offset
 """
 
@@ -48,7 +50,7 @@ def build_batch(step: Step, block_size: int) -> Batch:
     np.cumsum(lengths, out=query_start[1:])
     tables = _block_tables(chunks, block_size)
 
-    owner = np.repeat(np.arange(len(chunks), dtype=np.int32), lengths)  # [T], sequence of each token
+    owner = np.repeat(np.arange(len(chunks), dtype=np.int32), lengths)  # [T], index into S
     positions = np.arange(query_start[-1], dtype=np.int32) + (starts - query_start[:-1])[owner]
     block, offset = np.divmod(positions, np.int32(block_size))
     return Batch(

@@ -1,7 +1,8 @@
 """KV-cache blocks: who holds which, and which are free. Pure Python; knows no tensors.
 
-A block is a number; the executor keeps ``block_size`` tokens of KV at that index. A *block table* lists
-the blocks of one sequence in order: position p lies in ``table[p // block_size]``. Invariants:
+A block is a number; the executor keeps ``block_size`` tokens of KV at that index. A *block table*
+lists the blocks of one sequence in order: position p lies in ``table[p // block_size]``.
+Invariants:
 
 - a block is free exactly when nobody refers to it, so free + used == total;
 - tables are append-only while a sequence runs; preemption drops the whole table;
@@ -76,7 +77,7 @@ class BlockPool:
             self._free[block] = None
 
     def check_integrity(self, tables: Iterable[Iterable[int]]) -> None:
-        """Compare the counts with the block tables of all live sequences. RuntimeError on a difference."""
+        """Compare the counts with the tables of all live sequences. RuntimeError if they differ."""
         held = Counter(block for table in tables for block in table)
         for block, references in enumerate(self._references):
             if held[block] != references:
@@ -84,4 +85,4 @@ class BlockPool:
                     f"block {block} is in {held[block]} tables but has {references} references"
                 )
             if (block in self._free) != (references == 0):
-                raise RuntimeError(f"block {block} has {references} references and is in the free list")
+                raise RuntimeError(f"the free list is wrong about block {block}")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class EngineConfig:
     """What the user may choose. None means: whatever the executor allows.
 
-    ``max_num_seqs`` sequences run at once; ``max_batched_tokens`` tokens are computed in one step, so
-    it bounds how long a step takes; ``max_model_len`` bounds prompt plus output of one request.
+    ``max_num_seqs`` sequences run at once; ``max_batched_tokens`` tokens are computed in one step,
+    so it bounds how long a step takes; ``max_model_len`` bounds prompt plus output of one request.
     """
 
     max_num_seqs: int = 256

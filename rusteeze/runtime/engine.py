@@ -1,8 +1,8 @@
 """The step loop: schedule → build batch → execute → sample → commit → outputs.
 
-One thread calls ``step``; ``submit`` and ``cancel`` may be called from any thread and take effect in the
-next step. What goes wrong inside one request ends that request alone. Everything happens in order in one
-thread, so two runs with the same requests and seeds do the same.
+One thread calls ``step``; ``submit`` and ``cancel`` may be called from any thread and take effect
+in the next step. What goes wrong inside one request ends that request alone. Everything happens in
+order in one thread, so two runs with the same requests and seeds do the same.
 
     engine = SyncEngine(executor, tokenizer, eos_token_ids=[2])
     for completion in engine.generate(["Once upon a time"], SamplingParams(max_tokens=32)): ...
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class SyncEngine:
-    """Serves many requests on one executor. Without a tokenizer prompts are token ids and text is ""."""
+    """Serves many requests on one executor. Without a tokenizer prompts are ids and text is ""."""
 
     def __init__(
         self, executor: Executor, tokenizer: Tokenizer | None = None,
@@ -52,8 +52,9 @@ class SyncEngine:
     ) -> None:  # fmt: skip
         self._executor = executor
         self._tokenizer = tokenizer
-        self._eos_token_ids = frozenset(eos_token_ids)
+        self._eos_token_ids = frozenset(id for id in eos_token_ids if id < executor.vocab_size)
         self._clock = clock
+        self._scratch = np.empty(executor.vocab_size, np.float32)
         self.scheduler = Scheduler(_limits(executor, config or EngineConfig()))
         self._requests: dict[str, LiveRequest] = {}
         self._commands: deque[Callable[[], RequestOutput | None]] = deque()
@@ -95,10 +96,10 @@ class SyncEngine:
         return outputs
 
     def stream(self, request_id: str) -> Mailbox:
-        """The outputs of a submitted request from now on; asking for the next one drives the engine.
+        """The outputs of a submitted request from now on; asking for the next one runs the engine.
 
-        Several streams may be read in turn. Closing one early cancels its request. RequestError when
-        there is no such request.
+        Several streams may be read in turn. Closing one early cancels its request. RequestError
+        when there is no such request.
         """
         if request_id not in self._requests:
             raise RequestError(f"there is no request {request_id!r}")
@@ -120,7 +121,7 @@ class SyncEngine:
         each = params if isinstance(params, Sequence) else [params] * len(prompts)
         started = [self._start(*pair) for pair in zip(prompts, each, strict=True)]
         try:
-            return [s if isinstance(s, Completion) else Completion.collect(list(s)) for s in started]
+            return [_completion(result) for result in started]
         finally:
             for stream in started:
                 if isinstance(stream, Mailbox):
@@ -206,7 +207,7 @@ class SyncEngine:
             return []
         requests = [self._requests[chunk.sequence_id] for chunk in step.chunks if chunk.samples]
         wanted = logits if len(rows) == len(logits) else logits[rows]
-        samples = sample_rows(wanted, [request.sampler for request in requests])
+        samples = sample_rows(wanted, [request.sampler for request in requests], self._scratch)
         return list(zip(requests, samples, strict=True))
 
     def _read_prompt_rows(self, step: Step, logits: np.ndarray) -> list[RequestOutput]:
@@ -215,7 +216,8 @@ class SyncEngine:
             rows = logits[begin : end - chunk.samples]
             if len(rows):
                 request, first = self._requests[chunk.sequence_id], chunk.end - chunk.num_rows
-                outputs.append(self._guard(request, request.accept_prompt_rows, first, rows))
+                work = request.accept_prompt_rows
+                outputs.append(self._guard(request, work, first, rows, self._scratch))
         return outputs
 
     def _guard(
@@ -257,7 +259,7 @@ class SyncEngine:
         try:
             return self.stream(self.submit(prompt, params, request_id))
         except RequestError as error:
-            return Completion(request_id, finish_reason=FinishReason.ERROR, error=str(error))
+            return Completion(request_id, FinishReason.ERROR, error=str(error))
 
     def _close_stream(self, request_id: str, finished: bool) -> None:
         del self._mailboxes[request_id]
@@ -266,6 +268,10 @@ class SyncEngine:
 
 
 _INTERNAL = "internal error"
+
+
+def _completion(started: Mailbox | Completion) -> Completion:
+    return started if isinstance(started, Completion) else Completion.collect(list(started))
 
 
 def _rows_of_chunks(step: Step) -> Iterator[tuple[Chunk, int, int]]:

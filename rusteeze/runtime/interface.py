@@ -1,7 +1,7 @@
 """The two seams of the runtime: what it needs of a model, and what it offers to those above.
 
-``Executor`` is implemented once per device. ``Engine`` is what the server and the recursive engine are
-written against, so that a scripted model can stand in for a real one.
+``Executor`` is implemented once per device. ``Engine`` is what the server and the recursive engine
+are written against, so that a scripted model can stand in for a real one.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ class Timing:
 class RequestOutput:
     """What one step added to one request. The last output of a request has a ``finish_reason``.
 
-    ``text`` is the new text; text that may become part of a stop string, or half a character, comes with
-    a later output. ``stop`` is the stop string or end token that ended the request. ``logprobs`` has one
-    entry per token if the request asked for them, ``prompt_logprobs`` those of further prompt tokens,
-    from the second on. ``usage`` and ``timing`` come with the last output.
+    ``text`` is the new text; text that may become part of a stop string, or half a character, comes
+    with a later output. ``stop`` is the stop string or end token that ended the request.
+    ``logprobs`` has one entry per token if the request asked for them, ``prompt_logprobs`` those of
+    further prompt tokens, from the second on. ``usage`` and ``timing`` come with the last output.
     """
 
     request_id: str
@@ -97,11 +97,11 @@ class Completion:
     """All outputs of one request together. ``error`` is set when the reason is ERROR."""
 
     request_id: str
+    finish_reason: FinishReason
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[Logprobs, ...] = ()
     prompt_logprobs: tuple[Logprobs, ...] = ()
-    finish_reason: FinishReason = FinishReason.STOP
     stop: str | int | None = None
     error: str | None = None
     usage: Usage | None = None
@@ -114,12 +114,12 @@ class Completion:
         if last.finish_reason is None:
             raise ValueError(f"request {last.request_id} has not finished")
         return Completion(
-            last.request_id,
+            last.request_id, last.finish_reason,
             "".join(output.text for output in outputs),
             tuple(token for output in outputs for token in output.token_ids),
             tuple(entry for output in outputs for entry in output.logprobs),
             tuple(entry for output in outputs for entry in output.prompt_logprobs),
-            last.finish_reason, last.stop, last.error, last.usage, last.timing,
+            last.stop, last.error, last.usage, last.timing,
         )  # fmt: skip
 
 
@@ -148,5 +148,5 @@ class Engine(Protocol):
         ...
 
     def stream(self, request_id: str) -> OutputStream:
-        """The outputs of a submitted request as they come. RequestError when there is no such one."""
+        """The outputs of a submitted request as they come. RequestError when there is none."""
         ...

@@ -8,13 +8,14 @@ rusteeze.codegen.cpu.step_loop.
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from rusteeze import env
 
 SHARED_WORDS = 64
 PROGRAM, COUNT, STEP, THREADS, STOP, SPINS = 24, 25, 26, 27, 28, 29
@@ -56,7 +57,7 @@ def usable_variants() -> list[str]:
     RUSTEEZE_ISA forces one (for measuring)."""
     flags = cpu_flags()
     names = [n for n, machine, needs in VARIANTS if machine == platform.machine() and needs <= flags]
-    forced = os.environ.get("RUSTEEZE_ISA")
+    forced = env.ISA.get()
     return [n for n in names if n == forced] if forced else names
 
 

@@ -19,17 +19,17 @@ MAX_STOP_CHARACTERS = 1024
 class SamplingParams:
     """Sampling parameters with the meaning they have in the OpenAI API and its common extensions.
 
-    - ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; they apply in this
-      order, each to what the one before left over, as in transformers.
-    - ``presence_penalty`` and ``frequency_penalty`` look at the output, ``repetition_penalty`` at prompt
-      and output.
+    - ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off; they apply in
+      this order, each to what the one before left over, as in transformers.
+    - ``presence_penalty`` and ``frequency_penalty`` look at the output, ``repetition_penalty`` at
+      prompt and output.
     - ``seed`` makes a request repeatable; None draws a fresh one.
-    - ``max_tokens`` None means: as many as the model's length allows. Until ``min_tokens`` tokens are
-      out, no stop token can be chosen and no stop string is looked for.
-    - ``stop`` strings end the output just before them; ``stop_token_ids`` and, unless ``ignore_eos``, the
-      model's end tokens end it too, and their text is left out.
-    - ``logprobs`` n reports each token's log-probability and the n likeliest alternatives, under the
-      model's own distribution (before penalties and temperature); None reports nothing.
+    - ``max_tokens`` None means: as many as the model's length allows. Until ``min_tokens`` tokens
+      are out, no stop token can be chosen and no stop string is looked for.
+    - ``stop`` strings end the output just before them; ``stop_token_ids`` and, unless
+      ``ignore_eos``, the model's end tokens end it too, and their text is left out.
+    - ``logprobs`` n reports each token's log-probability and the n likeliest alternatives, under
+      the model's own distribution (before penalties and temperature); None reports nothing.
       ``prompt_logprobs`` does the same for the tokens of the prompt but the first.
 
     ValueError says which value is wrong and what is allowed.
@@ -67,7 +67,7 @@ class SamplingParams:
         for name, ids in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
             for token in ids:
                 if token >= vocab_size:
-                    raise ValueError(f"{name}: token id {token} is not in the vocabulary (0 … {vocab_size - 1})")
+                    raise ValueError(f"{name}: token id {token} is not below {vocab_size}")
 
     def _normalise(self) -> None:
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -103,7 +103,7 @@ class SamplingParams:
 
     def _check_stops(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
-            raise ValueError(f"stop has {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are allowed")
+            raise ValueError(f"stop has {len(self.stop)} strings, more than {MAX_STOP_STRINGS}")
         for text in self.stop:
             if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARACTERS:
                 raise ValueError(f"stop strings must have 1 to {MAX_STOP_CHARACTERS} characters")
@@ -121,7 +121,9 @@ def _number(name: str, value: object, low: float, high: float, above_low: bool =
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not good or not low <= value <= high or (above_low and value == low):  # type: ignore[operator]
         least = "more than" if above_low else "at least"
-        raise ValueError(f"{name} is {value!r}; it must be a number, {least} {low:g} and at most {high:g}")
+        raise ValueError(
+            f"{name} is {value!r}; it must be a number, {least} {low:g} and at most {high:g}"
+        )
 
 
 def _whole(name: str, value: object, low: int, high: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""One live request: its tokens, its sampler, its text, its clock. Knows nothing of other requests."""
+"""One live request: its tokens, sampler, text and clock. Knows nothing of other requests."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class LiveRequest:
     """Turns samples into outputs and decides when the request has ended."""
 
     def __init__(
-        self, sequence: Sequence, params: SamplingParams, sampler: RequestSampler, text: RequestText,
-        end_ids: Collection[int], max_sequence_len: int, arrived: float,
+        self, sequence: Sequence, params: SamplingParams, sampler: RequestSampler,
+        text: RequestText, end_ids: Collection[int], max_sequence_len: int, arrived: float,
     ) -> None:  # fmt: skip
         self.sequence = sequence
         self.sampler = sampler
@@ -98,11 +98,16 @@ class LiveRequest:
         text, reason, stop = self._advance(sample.token_id)
         return self._output(now, text, reason, sample, stop)
 
-    def accept_prompt_rows(self, first: int, rows: np.ndarray) -> RequestOutput:
-        """Log-probabilities of prompt tokens; ``rows`` f32[n, V] are the logits from ``first`` on."""
+    def accept_prompt_rows(
+        self, first: int, rows: np.ndarray, scratch: np.ndarray
+    ) -> RequestOutput:  # fmt: skip
+        """Log-probabilities of prompt tokens from the logits ``rows`` f32[n, V], ``first`` on.
+
+        ``scratch`` f32[V] is overwritten.
+        """
         tokens = self.sequence.token_ids[first + 1 : first + 1 + len(rows)]
         num_top = self._params.prompt_logprobs or 0
-        entries = (token_logprobs(*pair, num_top) for pair in zip(rows, tokens, strict=True))
+        entries = (token_logprobs(*pair, num_top, scratch) for pair in zip(rows, tokens, strict=True))
         return RequestOutput(self.sequence.id, prompt_logprobs=tuple(entries))
 
     def end(self, reason: FinishReason, now: float, error: str | None = None) -> RequestOutput:

@@ -1,9 +1,9 @@
 """From logits to the next token of each request.
 
 What a request gets depends on its own row, its parameters, its seed and the number of tokens it has
-produced, never on the other rows or on preemption. Greedy rows without edits are one argmax each (ties
-go to the lowest id). Other rows: bias and penalties, then temperature, top-k, top-p, min-p, then one
-uniform number drawn from a counter-based generator.
+produced, never on the other rows or on preemption. Greedy rows without edits are one argmax each
+(ties go to the lowest id). Other rows: bias and penalties, then temperature, top-k, top-p, min-p,
+then one uniform number drawn from a counter-based generator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from rusteeze.runtime.params import SamplingParams
 from rusteeze.runtime.token_counts import TokenCounts
 
 _NOT_FINITE = "the model's logits for this token are not finite"
-_BLOCK = 512  # rows are searched in blocks of this many values; only speed depends on it
+# Rows are searched in blocks of so many values; only speed depends on it.
+_MAXIMA_BLOCK = 64
+_SUMS_BLOCK = 512
 
 
 class SamplingError(ValueError):
@@ -45,7 +47,8 @@ class RequestSampler:
     """The sampling state of one request. ``seed`` is used when the parameters do not give one."""
 
     def __init__(
-        self, params: SamplingParams, prompt_ids: Sequence[int], eos_token_ids: Iterable[int], seed: int
+        self, params: SamplingParams, prompt_ids: Sequence[int], eos_token_ids: Iterable[int],
+        seed: int,
     ) -> None:  # fmt: skip
         self.params = params
         self.num_sampled = 0
@@ -67,14 +70,16 @@ class RequestSampler:
             and not self._masks_ends
         )
 
-    def sample(self, row: np.ndarray) -> Sample:
+    def sample(self, row: np.ndarray, scratch: np.ndarray) -> Sample:
         """A token for logits f32[V], none of them NaN, which are not changed.
 
+        ``scratch`` f32[V] is overwritten: fresh memory for every row would cost more than the sums.
         SamplingError when the parameters leave nothing to choose from.
         """
-        token = self._choose(self._edit(row))
-        num_top = self.params.logprobs
-        return Sample(token, None if num_top is None else token_logprobs(row, token, num_top))
+        token = self._choose(self._edit(row, scratch), scratch)
+        if self.params.logprobs is None:
+            return Sample(token)
+        return Sample(token, token_logprobs(row, token, self.params.logprobs, scratch))
 
     def accept(self, token_id: int) -> None:
         """The token is part of the output now."""
@@ -86,10 +91,11 @@ class RequestSampler:
     def _masks_ends(self) -> bool:
         return self.num_sampled < self.params.min_tokens and len(self._end_ids) > 0
 
-    def _edit(self, row: np.ndarray) -> np.ndarray:
+    def _edit(self, row: np.ndarray, scratch: np.ndarray) -> np.ndarray:
         if self._counts is None and not len(self._bias_ids) and not self._masks_ends:
             return row
-        edited = row.copy()
+        edited = scratch
+        edited[:] = row
         if self._counts is not None:
             self._counts.penalise(edited, self.params)
         edited[self._bias_ids] += self._bias
@@ -99,48 +105,56 @@ class RequestSampler:
             raise SamplingError("the parameters leave no token to choose from")
         return edited
 
-    def _choose(self, logits: np.ndarray) -> int:
+    def _choose(self, logits: np.ndarray, scratch: np.ndarray) -> int:
         if self.params.temperature == 0:
             return int(logits.argmax())
-        ids, weights = _candidates(logits, self.params)
+        ids, weights = _candidates(logits, self.params, scratch)
         index = _draw(weights, _uniform(self._seed, self.num_sampled))
         return index if ids is None else int(ids[index])
 
 
-def sample_rows(logits: np.ndarray, samplers: Sequence[RequestSampler]) -> list[Sample | Exception]:
-    """One token per row of logits f32[R, V]; where a row fails, the exception in its place."""
+def sample_rows(
+    logits: np.ndarray, samplers: Sequence[RequestSampler], scratch: np.ndarray
+) -> list[Sample | Exception]:
+    """One token per row of logits f32[R, V]; where a row fails, the exception in its place.
+
+    ``scratch`` f32[V] is overwritten.
+    """
     best = logits.argmax(axis=1)
     # The argmax of a row with a NaN is the NaN, so these values tell of the whole rows.
     peaks = logits[np.arange(len(logits)), best].tolist()
     rows = zip(logits, best.tolist(), peaks, samplers, strict=True)
-    return [_sample_row(row, token, peak, sampler) for row, token, peak, sampler in rows]
+    return [_sample_row(*row, scratch) for row in rows]
 
 
-def token_logprobs(row: np.ndarray, token_id: int, num_top: int) -> Logprobs:
+def token_logprobs(
+    row: np.ndarray, token_id: int, num_top: int, scratch: np.ndarray
+) -> Logprobs:
     """Log-probabilities of a token and of the ``num_top`` likeliest ones under logits f32[V].
 
-    SamplingError when they are not finite.
+    ``scratch`` f32[V] is overwritten. SamplingError when they are not finite.
     """
     largest = float(row.max())
     if not math.isfinite(largest):
         raise SamplingError(_NOT_FINITE)
-    log_total = largest + math.log(float(np.exp(row - largest).sum(dtype=np.float64)))
-    top = _top_ids(row, num_top) if num_top else ()
+    log_total = largest + math.log(_weights(row, 1.0, scratch).sum(dtype=np.float64))
+    top = _top_k(row, min(num_top, len(row))) if num_top else np.empty(0, np.int64)
+    best_first = top[np.argsort(-row[top], kind="stable")].tolist()
     return Logprobs(
         float(row[token_id]) - log_total,
-        tuple((int(token), float(row[token]) - log_total) for token in top),
+        tuple((token, float(row[token]) - log_total) for token in best_first),
     )
 
 
 def _sample_row(
-    row: np.ndarray, best: int, peak: float, sampler: RequestSampler
+    row: np.ndarray, best: int, peak: float, sampler: RequestSampler, scratch: np.ndarray
 ) -> Sample | Exception:  # fmt: skip
     if not math.isfinite(peak):
         return SamplingError(_NOT_FINITE)
     if sampler.is_argmax:
         return Sample(best)
     try:
-        return sampler.sample(row)
+        return sampler.sample(row, scratch)
     except Exception as error:
         return error
 
@@ -151,59 +165,76 @@ def _has_penalties(params: SamplingParams) -> bool:
 
 
 def _candidates(
-    logits: np.ndarray, params: SamplingParams
+    logits: np.ndarray, params: SamplingParams, scratch: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Token ids (None: all, in order) and their unnormalised probabilities; the largest is 1."""
-    ids: np.ndarray | None = None
-    if 0 < params.top_k < len(logits):
-        ids = _top_ids(logits, params.top_k)
-        weights = _weights(logits[ids], params.temperature)
-    else:
-        weights = _weights(logits, params.temperature)
+    """Token ids, ascending (None: all), and their unnormalised probabilities; the largest is 1."""
+    ids = _top_k(logits, params.top_k) if 0 < params.top_k < len(logits) else None
+    kept_logits = logits if ids is None else logits[ids]
+    weights = _weights(kept_logits, params.temperature, scratch[: len(kept_logits)])
     if params.top_p < 1:
-        ids, weights = _nucleus(ids, weights, params.top_p)
+        kept = _nucleus(weights, params.top_p)
+        ids, weights = (kept if ids is None else ids[kept]), weights[kept]
     if params.min_p > 0:
         kept = np.flatnonzero(weights >= params.min_p)
         ids, weights = (kept if ids is None else ids[kept]), weights[kept]
     return ids, weights
 
 
-def _weights(logits: np.ndarray, temperature: float) -> np.ndarray:
+def _weights(logits: np.ndarray, temperature: float, out: np.ndarray) -> np.ndarray:
+    """exp((logits - max) / temperature), in ``out``, which may be ``logits`` itself."""
     # The maximum is taken off first, so that a tiny temperature overflows to -inf and not to NaN.
+    np.subtract(logits, logits.max(), out=out)
     with np.errstate(over="ignore"):
-        weights: np.ndarray = np.exp((logits - logits.max()) / np.float32(temperature))
-    return weights
+        np.divide(out, np.float32(temperature), out=out)
+    np.exp(out, out=out)
+    return out
 
 
-def _top_ids(logits: np.ndarray, k: int) -> np.ndarray:
-    """The k largest, best first; among equals the lowest id first.
+def _top_k(logits: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k largest, ascending.
 
-    The k-th largest of the blocks' maxima is no larger than the k-th largest value, so it bounds the
-    search without a partition of the whole row.
+    The k-th largest of the blocks' maxima is no larger than the k-th largest value, so only what
+    reaches it has to be partitioned.
     """
-    maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), _BLOCK))
+    maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), _MAXIMA_BLOCK))
+    candidates = logits
     if k <= len(maxima):
-        bound = np.partition(maxima, len(maxima) - k)[len(maxima) - k]
-    else:
-        bound = np.partition(logits, len(logits) - k)[len(logits) - k]
-    ids = np.flatnonzero(logits >= bound)
-    return ids[np.argsort(-logits[ids], kind="stable")[:k]]
+        candidates = logits[logits >= _kth_largest(maxima, k)]
+    return _largest(logits, _kth_largest(candidates, k), k)
 
 
-def _nucleus(
-    ids: np.ndarray | None, weights: np.ndarray, top_p: float
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """The fewest likeliest candidates whose share is at least ``top_p``, best first.
+def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """Indices, ascending, of the fewest largest weights whose share is at least ``top_p``.
 
-    Those with less than (1 - top_p) / n of the total hold less than 1 - top_p together, so the rest
-    contains the nucleus, and only the rest is sorted.
+    Only weights above a floor are sorted. It is lowered until there is enough above it, which is so
+    at ``lowest`` if not before: weights below (1 - top_p) / n of the total add up to less than
+    1 - top_p of it.
     """
     total = float(weights.sum(dtype=np.float64))
-    kept = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
-    kept = kept[np.argsort(-weights[kept], kind="stable")]
-    shares = np.cumsum(weights[kept], dtype=np.float64)
-    kept = kept[: int(np.searchsorted(shares, top_p * total)) + 1]
-    return (kept if ids is None else ids[kept]), weights[kept]
+    lowest = (1 - top_p) * total / len(weights)
+    floor = 0.01
+    candidates = weights[weights >= floor]
+    while floor > lowest and candidates.sum(dtype=np.float64) < top_p * total:
+        floor /= 8
+        candidates = weights[weights >= floor]
+    ordered = np.sort(candidates)[::-1]
+    enough = int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), top_p * total))
+    size = min(enough + 1, len(ordered))
+    return _largest(weights, ordered[size - 1], size)
+
+
+def _kth_largest(values: np.ndarray, k: int) -> float:
+    return float(np.partition(values, len(values) - k)[len(values) - k])
+
+
+def _largest(values: np.ndarray, bound: float, size: int) -> np.ndarray:
+    """Indices of the ``size`` largest, of which ``bound`` is the smallest; the first ties stay."""
+    kept = np.flatnonzero(values >= bound)
+    surplus = len(kept) - size
+    if surplus > 0:
+        tied = np.flatnonzero(values[kept] == bound)
+        kept = np.delete(kept, tied[-surplus:])
+    return kept
 
 
 def _uniform(seed: int, position: int) -> float:
@@ -212,15 +243,15 @@ def _uniform(seed: int, position: int) -> float:
 
 
 def _draw(weights: np.ndarray, uniform: float) -> int:
-    """The index at which the cumulated weights pass ``uniform`` of their total, found block-wise."""
-    sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
+    """The index at which the running sum of the weights passes ``uniform`` of their total."""
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), _SUMS_BLOCK), dtype=np.float64)
     shares = np.cumsum(sums)
     target = uniform * shares[-1]
     block = int(np.searchsorted(shares, target, side="right"))
-    start = block * _BLOCK
-    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+    start = block * _SUMS_BLOCK
+    inside = np.cumsum(weights[start : start + _SUMS_BLOCK], dtype=np.float64)
     below = shares[block - 1] if block else 0.0
     index = int(np.searchsorted(inside, target - below, side="right"))
     if index == len(inside):  # rounding: the two sums of this block differ in the last bit
-        index = int(np.flatnonzero(weights[start : start + _BLOCK])[-1])
+        index = int(np.flatnonzero(weights[start : start + _SUMS_BLOCK])[-1])
     return start + index

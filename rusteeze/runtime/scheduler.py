@@ -1,7 +1,7 @@
 """Which tokens of which sequences are computed in the next step. Ints and deques in, a Step out.
 
 Policy: first come, first served, under a budget of tokens per step.
-1. Running sequences come first, in order of arrival: a decode takes one token, a prefill what is left.
+1. Running sequences come first, in order of arrival: a decode takes one token, a prefill the rest.
 2. Waiting ones are admitted while budget, places and blocks for all their known tokens remain.
 3. Out of blocks, the latest arrival is preempted: its cache is dropped and recomputed later.
 4. No sequence may outgrow the pool, so the earliest can always go on and nothing deadlocks.
@@ -30,8 +30,8 @@ class Chunk:
     """Tokens ``start … start + len(token_ids)`` of one sequence, computed together.
 
     Logits are wanted for the last ``num_rows`` of them; from the last row a token is sampled if
-    ``samples``, the others predict tokens of the prompt. ``block_table`` may be longer than this chunk
-    needs; its entries never change.
+    ``samples``, the others predict tokens of the prompt. ``block_table`` may be longer than this
+    chunk needs; its entries never change.
     """
 
     sequence_id: str
@@ -48,7 +48,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Step:
-    """What one run of the model computes, and which sequences lost their cache to make room for it."""
+    """What one run of the model computes, and which sequences lost their cache to make room."""
 
     chunks: tuple[Chunk, ...]
     preempted: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Step:
 
 
 class Scheduler:
-    """Owns the sequences and the block pool. The cycle is: schedule, run the model, commit, append."""
+    """Owns the sequences and the block pool. The cycle: schedule, run the model, commit, append."""
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
@@ -121,14 +121,13 @@ class Scheduler:
             if wanted and self._make_room(sequence, wanted, preempted):
                 chunks.append(self._chunk(sequence, budget))
                 budget -= len(chunks[-1].token_ids)
-        # Who was just preempted must not take the freed blocks back at once.
-        while budget and not preempted and self._admit_next():
+        while budget and self._admit_next():
             chunks.append(self._chunk(self._running[-1], budget))
             budget -= len(chunks[-1].token_ids)
         return Step(tuple(chunks), tuple(preempted))
 
     def commit(self, step: Step) -> None:
-        """The step has run: its tokens are in the cache. Sequences finished since are passed over."""
+        """The step has run: its tokens are in the cache. Sequences finished since are skipped."""
         for chunk in step.chunks:
             sequence = self._sequences.get(chunk.sequence_id)
             if sequence is not None and sequence.num_computed == chunk.start:
@@ -139,11 +138,12 @@ class Scheduler:
         end = min(sequence.num_tokens, start + budget)
         return Chunk(
             sequence.id, start, tuple(sequence.token_ids[start:end]), sequence.block_table,
-            num_rows=max(0, end - max(start, sequence.next_row)), samples=end == sequence.num_tokens,
+            num_rows=max(0, end - max(start, sequence.next_row)),
+            samples=end == sequence.num_tokens,
         )  # fmt: skip
 
     def _make_room(self, sequence: Sequence, num_tokens: int, preempted: list[str]) -> bool:
-        """Blocks for the next tokens, by preemption if need be. False if it was preempted itself."""
+        """Blocks for the next tokens, by preemption if need be. False if it lost its own."""
         end = sequence.num_computed + num_tokens
         while sequence.state is State.RUNNING and self._missing_blocks(sequence, end):
             if self.pool.num_free:
@@ -189,9 +189,9 @@ class Scheduler:
         if any(a.arrival >= b.arrival for a, b in pairwise(self.sequences())):
             raise RuntimeError("sequences are not in order of arrival")
         if any(sequence.num_uncomputed > 1 for sequence in self._running[:-1]):
-            raise RuntimeError("a sequence that is not the last running one is still in its prefill")
+            raise RuntimeError("a sequence before the last running one is still in its prefill")
         if any(sequence.block_table for sequence in self._waiting):
             raise RuntimeError("a waiting sequence holds blocks")
         for sequence in self._running:
             if self._missing_blocks(sequence, sequence.num_computed):
-                raise RuntimeError(f"sequence {sequence.id} has tokens in the cache without a block")
+                raise RuntimeError(f"sequence {sequence.id} has cached tokens without a block")

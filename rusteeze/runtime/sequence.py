@@ -34,9 +34,9 @@ class Sequence:
     """Prompt and output tokens with their KV blocks.
 
     ``num_computed`` counts the leading tokens whose KV is in the cache. ``next_row`` is the first
-    position whose logits are wanted and have not been computed: the last of the prompt, or the first
-    when ``prompt_rows`` asks for those of the prompt too. ``arrival`` orders sequences; the scheduler
-    sets it.
+    position whose logits are wanted and have not been computed: the last of the prompt, or the
+    first when ``prompt_rows`` asks for those of the prompt too. ``arrival`` orders sequences; the
+    scheduler sets it.
     """
 
     __slots__ = (
@@ -86,7 +86,7 @@ class Sequence:
         """The KV of the next ``count`` tokens is in the cache now."""
         self._expect(State.RUNNING, "advance")
         if count > self.num_uncomputed:
-            raise RuntimeError(f"sequence {self.id}: {count} > {self.num_uncomputed} tokens to compute")
+            raise RuntimeError(f"sequence {self.id}: {count} > {self.num_uncomputed} tokens")
         self.num_computed += count
         self.next_row = max(self.next_row, self.num_computed)
 

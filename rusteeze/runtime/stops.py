@@ -1,8 +1,8 @@
-"""Stop strings in streamed text: nothing of a stop string is emitted, and nothing is held for longer than
-it might still be the beginning of one.
+"""Stop strings in streamed text: nothing of a stop string is emitted, and nothing is held for
+longer than it might still be the beginning of one.
 
-The first stop string to be *completed* ends the text, of several completed by one character the longest;
-that makes the result independent of how the text is cut into pieces.
+The first stop string to be *completed* ends the text, of several completed by one character the
+longest; that makes the result independent of how the text is cut into pieces.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class StopMatcher:
         self.matched: str | None = None
 
     def push(self, text: str) -> str:
-        """What may be emitted now; after a match, always "". ``matched`` then names the stop string."""
+        """What may be emitted now; "" after a match, when ``matched`` names the stop string."""
         if not self._patterns or self.matched is not None:
             return text if self.matched is None else ""
         buffer = self._held + text
@@ -40,7 +40,7 @@ class StopMatcher:
 
 
 class _Pattern:
-    """Knuth-Morris-Pratt: ``length`` is that of the longest suffix read that begins the stop string."""
+    """Knuth-Morris-Pratt: the last ``length`` characters read begin the stop string, no more do."""
 
     def __init__(self, stop: str) -> None:
         self.stop = stop

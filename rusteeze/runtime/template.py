@@ -1,10 +1,10 @@
 """Chat templates: messages in, prompt text out. The only door to ``minijinja``.
 
 Renders what ``transformers.apply_chat_template`` renders, from the same template and with the same
-globals. A template comes with the model or from the operator, never from a request; a request supplies
-messages, tools and named values, as plain JSON types. Instructions, input and output are bounded; memory
-inside one instruction is not, so a template from an untrusted source still needs a memory limit around
-the process.
+globals. A template comes with the model or from the operator, never from a request; a request
+supplies messages, tools and named values, as plain JSON types. Instructions, input and output are
+bounded; memory inside one instruction is not, so a template from an untrusted source still needs a
+memory limit around the process.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class TemplateError(ValueError):
 class ChatTemplate:
     """One compiled chat template.
 
-    ``special_tokens`` are its ``bos_token``, ``eos_token`` and so on. TemplateError on a syntax error.
-    ``now`` gives the time of ``strftime_now``.
+    ``special_tokens`` are its ``bos_token``, ``eos_token`` and so on. TemplateError on a syntax
+    error. ``now`` gives the time of ``strftime_now``.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None, **values: Any,
     ) -> str:  # fmt: skip
-        """The prompt. ``values`` are further variables of the template, such as ``enable_thinking``.
+        """The prompt. ``values`` are further variables, such as ``enable_thinking``.
 
         TemplateError when the template refuses the messages or a limit is exceeded.
         """
@@ -91,8 +91,10 @@ _GLOBALS = frozenset({"raise_exception", "strftime_now", "namespace", "range", "
 
 
 def _environment(fuel: int, now: Callable[[], datetime]) -> minijinja.Environment:
-    """An environment with the settings, filters and globals that transformers gives to templates."""
-    environment = minijinja.Environment(fuel=fuel, trim_blocks=True, lstrip_blocks=True, debug=False)
+    """An environment with the settings, filters and globals that transformers provides."""
+    environment = minijinja.Environment(
+        fuel=fuel, trim_blocks=True, lstrip_blocks=True, debug=False
+    )
     environment.add_filter("tojson", _tojson)
     environment.add_global("raise_exception", _raise_exception)
     environment.add_global("strftime_now", lambda format: now().strftime(format))

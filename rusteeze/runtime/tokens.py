@@ -1,12 +1,13 @@
 """Text to token ids and back, one token at a time. The only door to the ``tokenizers`` package.
 
-Decoding goes through bytes: every token stands for some bytes, and the text is their UTF-8 decoding, in
-which a character appears once its last byte is there and U+FFFD stands for what can never become one.
-``Tokenizer.decode`` is the same computation over all tokens at once, so streamed text always adds up.
+Decoding goes through bytes: every token stands for some bytes, and the text is their UTF-8
+decoding, in which a character appears once its last byte is there and U+FFFD stands for what can
+never become one. ``Tokenizer.decode`` is the same computation over all tokens at once, so streamed
+text always adds up.
 
-It differs from ``tokenizers`` in one case: a run of byte tokens such as ``<0xF0>`` that is partly invalid
-keeps its valid characters here, whereas there every byte of the run becomes U+FFFD, which cannot be
-streamed.
+It differs from ``tokenizers`` in one case: a run of byte tokens such as ``<0xF0>`` that is partly
+invalid keeps its valid characters here, whereas there every byte of the run becomes U+FFFD, which
+cannot be streamed.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _PRIMING_TOKENS = 16
 class Tokenizer:
     """A Hugging Face ``tokenizer.json``.
 
-    ValueError when it cannot be read, or when its decoder needs more than one token at a time (CTC, and
-    BPE with word suffixes, which no current language model uses).
+    ValueError when it cannot be read, or when its decoder needs more than one token at a time (CTC,
+    and BPE with word suffixes, which no current language model uses).
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -63,7 +64,7 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids. Text rendered by a chat template has its special tokens already: pass False."""
+        """Token ids. A rendered chat template has its special tokens already: pass False."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
@@ -116,8 +117,8 @@ class Tokenizer:
 class Detokenizer:
     """Turns the output tokens of one request into text as they come.
 
-    The text continues that of ``prompt_ids``: a leading space is kept unless there is no prompt, and a
-    character that the prompt began is completed; the prompt itself is never emitted.
+    The text continues that of ``prompt_ids``: a leading space is kept unless there is no prompt,
+    and a character that the prompt began is completed; the prompt itself is never emitted.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ def _byte_level_bytes(token: str) -> bytes:
 
 
 def _printable_bytes() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for U+0100 onwards."""
+    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, others for U+0100 …"""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}

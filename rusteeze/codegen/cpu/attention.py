@@ -13,6 +13,7 @@ words, so that a bf16 dot product reads both without conversion. DVp is DV round
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -26,10 +27,12 @@ from rusteeze.codegen.cpu.emit import (
     Buffer,
     Emitter,
     Expr,
+    bits_as,
     convert,
     f32,
     fma,
     i32,
+    lanes_of,
     maximum,
     minimum,
     ramp,
@@ -38,13 +41,14 @@ from rusteeze.codegen.cpu.emit import (
     select,
     splat,
 )
-from rusteeze.codegen.cpu.rope import Rotation, rotated
+from rusteeze.codegen.cpu.rope import Heads, Rotation
 from rusteeze.codegen.cpu.vector_math import LOG2E, exp2, tanh
 
 PAGE = 16
 PAGES_PER_ROUND = 4
 ROUND = PAGE * PAGES_PER_ROUND
 MOST_ROWS = 12
+MOST_REGISTERS = 24
 NEVER = -1e30
 TILE_FIELDS = 4  # first row, number of rows, first position, sequence
 
@@ -106,12 +110,12 @@ class AttentionShape:
 def write_cache(
     k: Emitter, shape: AttentionShape, key: Access, value: Access, rotation: Rotation | None
 ) -> None:
-    """Arguments: key, [cos, sin], value, slot_mapping, key pages, value pages. Rows are shared."""
-    source = rotated(k, key, rotation)
-    values = Operand.argument(k, value)
+    """Arguments: key, [positions, cos, sin], value, slot_mapping, key pages, value pages. Rows are
+    shared."""
+    keys_in, values_in = Heads(k, key, rotation), Heads(k, value, None)
     slots = k.pointer("int32")
     word = "float32" if shape.cache == "f32" else "uint16"
-    keys, vals = k.pointer(word), k.pointer(word)
+    keys, values = k.pointer(word), k.pointer(word)
     tokens = k.step(STEP_TOKENS)
     first, count = k.share(tokens)
     with k.loop(count) as n:
@@ -119,42 +123,74 @@ def write_cache(
         slot = k.let(slots[row])
         page, at = k.let(tirx.Div(slot, i32(PAGE))), k.let(tirx.Mod(slot, i32(PAGE)))
         key_page = k.offset(keys, page, shape.key_page_bytes, word)
-        value_page = k.offset(vals, page, shape.value_page_bytes, word)
+        value_page = k.offset(values, page, shape.value_page_bytes, word)
         with k.loop(shape.kv_heads) as head:
-            if shape.cache == "f32":
-                _write_f32(k, shape, source, values, row, head, at, key_page, value_page)
-            else:
-                _write_bf16(k, shape, source, values, row, head, at, key_page, value_page)
+            _write_key(k, shape, keys_in, row, head, at, key_page)
+            _write_value(k, shape, values_in, row, head, at, value_page)
         if shape.cache == "bf16":
             _clear_partner(k, shape, slots, row, slot, at, tokens, value_page)
 
 
-def _write_f32(k, shape, source, values, row, head, at, key_page, value_page) -> None:  # type: ignore[no-untyped-def]
-    with k.loop(shape.width) as d:
-        k.store(key_page, (head * i32(shape.width) + d) * i32(PAGE) + at, source(row, head, d))
-    with k.loop(shape.value_width) as d:
-        index = (head * i32(PAGE) + at) * i32(shape.padded_value_width) + d
-        k.store(value_page, index, values.load(k, row, (head, d)))
+def _write_key(
+    k: Emitter, shape: AttentionShape, source: Heads, row: Expr, head: Expr, at: Expr, page: Buffer
+) -> None:
+    """A column of the page: element d of token ``at``."""
+    if shape.cache == "f32":
+
+        def put(d: Expr | int, value: Expr) -> None:
+            k.store(page, (head * i32(shape.width) + d) * i32(PAGE) + at, value, stride=PAGE)
+    else:
+
+        def put(d: Expr | int, value: Expr) -> None:
+            # pairs (2p, 2p+1) share a word
+            words = _bf16(value)
+            base = k.let(head * i32(shape.width // 2) * i32(2 * PAGE) + at * i32(2))
+            if isinstance(d, int):
+                k.store_lanes(page, [base + i32((d + j) // 2 * 2 * PAGE + (d + j) % 2) for j in range(LANES)], words)
+            else:
+                k.store(page, base + tirx.Div(d, i32(2)) * i32(2 * PAGE) + tirx.Mod(d, i32(2)), words)
+
+    _each_element(k, source, shape.width, row, head, put)
+
+
+def _write_value(
+    k: Emitter, shape: AttentionShape, source: Heads, row: Expr, head: Expr, at: Expr, page: Buffer
+) -> None:
+    """A row of the page (f32), or every other half word of a row of pairs (bf16)."""
+    width = shape.padded_value_width
+
+    def put(d: Expr | int, value: Expr) -> None:
+        if shape.cache == "f32":
+            k.store(page, (head * i32(PAGE) + at) * i32(width) + d, value)
+            return
+        pair = (head * i32(PAGE // 2) + tirx.Div(at, i32(2))) * i32(width) + d
+        k.store(page, pair * i32(2) + tirx.Mod(at, i32(2)), _bf16(value), stride=2)
+
+    _each_element(k, source, shape.value_width, row, head, put)
+
+
+def _each_element(
+    k: Emitter, source: Heads, width: int, row: Expr, head: Expr, put: Callable[[Expr | int, Expr], None]
+) -> None:
+    """put(first element, one or 16 values) over a head."""
+    if source.in_vectors:
+        for c in range(0, width, LANES):
+            put(c, source.vector(row, head, c))
+    else:
+        with k.loop(width) as d:
+            put(d, source.element(row, head, d))
 
 
 def _bf16(x: Expr) -> Expr:
-    """Round to nearest even, as the hardware does for finite numbers; 16 bits."""
-    u = tirx.reinterpret("uint32", x)
-    odd = tirx.bitwise_and(tirx.shift_right(u, _u32(16)), _u32(1))
-    return tirx.Cast("uint16", tirx.shift_right(u + odd + _u32(0x7FFF), _u32(16)))
+    """Round to nearest even, as the hardware does for finite numbers; 16 bits per lane."""
+    u = bits_as(x, "uint32")
+    lanes = lanes_of(x)
+    odd = tirx.bitwise_and(tirx.shift_right(u, _u32(16, lanes)), _u32(1, lanes))
+    return convert(tirx.shift_right(u + odd + _u32(0x7FFF, lanes), _u32(16, lanes)), "uint16")
 
 
-def _u32(value: int) -> Expr:
-    return tirx.const(value, "uint32")
-
-
-def _write_bf16(k, shape, source, values, row, head, at, key_page, value_page) -> None:  # type: ignore[no-untyped-def]
-    with k.loop(shape.width) as d:
-        pair = (head * i32(shape.width // 2) + tirx.Div(d, i32(2))) * i32(PAGE) + at
-        k.store(key_page, pair * i32(2) + tirx.Mod(d, i32(2)), _bf16(source(row, head, d)))
-    with k.loop(shape.value_width) as d:
-        pair = (head * i32(PAGE // 2) + tirx.Div(at, i32(2))) * i32(shape.padded_value_width) + d
-        k.store(value_page, pair * i32(2) + tirx.Mod(at, i32(2)), _bf16(values.load(k, row, (head, d))))
+def _u32(value: int, lanes: int) -> Expr:
+    return splat(tirx.const(value, "uint32"), lanes)
 
 
 def _clear_partner(k, shape, slots, row, slot, at, tokens, value_page) -> None:  # type: ignore[no-untyped-def]
@@ -172,15 +208,31 @@ def _clear_partner(k, shape, slots, row, slot, at, tokens, value_page) -> None: 
 # ---- reading --------------------------------------------------------------------------------------
 @dataclass
 class _Item:
-    """One work item: where its rows are and which pages it reads."""
+    """One work item: its query rows (how many is static) and the pages that it reads.
 
-    rows: list[Expr]  # row of each query row
-    heads: list[Expr]
-    positions: list[Expr]
+    Arrays have an entry per query row; rows are looped over, not unrolled, wherever registers allow."""
+
+    count: int
+    query: Buffer  # element offset of the row's query
+    output: Buffer  # element offset of the row's result
+    head: Buffer
+    position: Buffer
     last_position: Expr
     kv_head: Expr
     table: Expr  # index of the sequence's first entry in the block table
     first_round: Expr
+
+
+@dataclass
+class _Registers:
+    """State of the online softmax on the stack (first-level cache), per query row."""
+
+    scaled: Buffer  # [rows, D] queries, or pairs of them as words
+    scores: Buffer  # [rows, 64]
+    probabilities: Buffer  # [rows, 64], or pairs as words
+    top: Buffer  # [rows] largest logit so far
+    total: Buffer  # [rows] x 16 lanes: sum of the exponentials so far
+    acc: Buffer  # [rows, DVp]
 
 
 def attend(k: Emitter, shape: AttentionShape, query: Access, tile_tokens: int, out_row: int) -> None:
@@ -198,233 +250,261 @@ def attend(k: Emitter, shape: AttentionShape, query: Access, tile_tokens: int, o
     table_width = k.step(STEP_TABLE_WIDTH)
     mine = k.let(tirx.Div(items - k.tid + k.nth - i32(1), k.nth))
     with k.loop(mine) as n:
-        item = k.let(n * k.nth + k.tid)
-        tile = k.let(tirx.Div(item, i32(per_tile)) * i32(TILE_FIELDS))
-        rest = k.let(tirx.Mod(item, i32(per_tile)))
+        number = k.let(n * k.nth + k.tid)
+        tile = k.let(tirx.Div(number, i32(per_tile)) * i32(TILE_FIELDS))
+        rest = k.let(tirx.Mod(number, i32(per_tile)))
         num_rows = k.let(tiles[tile + i32(1)])
         for tokens in sorted({1, tile_tokens}):
-            one = tirx.EQ(num_rows, i32(1)) if tokens == 1 else num_rows > i32(1)
-            with k.when(one):
-                where = _locate(k, shape, tiles, tile, rest, table_width, tokens)
-                _attend_item(k, shape, q, sinks, tables, keys, values, out, out_row, where)
+            fits = tirx.EQ(num_rows, i32(1)) if tokens == 1 else num_rows > i32(1)
+            with k.when(fits):
+                item = _locate(k, shape, q, tiles, tile, rest, table_width, tokens, out_row)
+                state = _start(k, shape, q, item)
+                _rounds(k, shape, tables, keys, values, item, state)
+                _finish(k, shape, item, state, sinks, out)
 
 
 def _locate(
-    k: Emitter, shape: AttentionShape, tiles: Buffer, tile: Expr, rest: Expr, table_width: Expr,
-    tokens: int,
+    k: Emitter, shape: AttentionShape, q: Operand, tiles: Buffer, tile: Expr, rest: Expr,
+    table_width: Expr, tokens: int, out_row: int,
 ) -> _Item:  # fmt: skip
     first, count = k.let(tiles[tile]), k.let(tiles[tile + i32(1)])
     position, sequence = k.let(tiles[tile + i32(2)]), k.let(tiles[tile + i32(3)])
     kv_head = k.let(tirx.Div(rest, i32(shape.chunks)))
     chunk = k.let(tirx.Mod(rest, i32(shape.chunks)) * i32(shape.heads_per_item))
-    rows, heads, positions = [], [], []
-    for t in range(tokens):
+    n = tokens * shape.heads_per_item
+    query, output, head, positions = (k.local(n, "int32", lanes=1) for _ in range(4))
+    with k.loop(tokens) as t, k.loop(shape.heads_per_item) as h:
         # rows beyond the tile repeat its last one and write the same numbers again
-        offset = k.let(minimum(i32(t), count - i32(1)))
-        for h in range(shape.heads_per_item):
-            rows.append(k.let(first + offset))
-            positions.append(k.let(position + offset))
-            heads.append(
-                k.let(kv_head * i32(shape.group) + minimum(chunk + i32(h), i32(shape.group - 1)))
-            )
+        offset = k.let(minimum(t, count - i32(1)))
+        row = k.let(first + offset)
+        at = k.let(kv_head * i32(shape.group) + minimum(chunk + h, i32(shape.group - 1)))
+        i = k.let(t * i32(shape.heads_per_item) + h)
+        k.store(query, i, q.access.index(row, (at, 0)))
+        k.store(output, i, row * i32(out_row) + at * i32(shape.value_width))
+        k.store(head, i, at)
+        k.store(positions, i, position + offset)
     start = i32(0)
     if shape.window:
         start = k.let(maximum(position - i32(shape.window - 1), i32(0)))
     return _Item(
-        rows, heads, positions, k.let(position + count - i32(1)), kv_head,
+        n, query, output, head, positions, k.let(position + count - i32(1)), kv_head,
         k.let(sequence * table_width), k.let(tirx.Div(start, i32(ROUND))),
     )  # fmt: skip
 
 
-def _attend_item(  # type: ignore[no-untyped-def]
-    k: Emitter, shape: AttentionShape, q: Operand, sinks, tables, keys, values, out, out_row: int, item: _Item
-) -> None:
-    n = len(item.rows)
-    vectors = shape.padded_value_width // LANES
-    scaled = _load_queries(k, shape, q, item)
-    acc = k.local(n * vectors * LANES, lanes=1)
-    top, total = k.local(n, lanes=1), k.local(n)
-    probabilities = k.local(n * ROUND, lanes=1)
-    for i in range(n):
-        k.store(top, i, f32(NEVER))
-        k.store(total, i, splat(0.0, LANES))
-        for d in range(vectors):
-            k.store(acc, i32((i * vectors + d) * LANES), splat(0.0, LANES))
-    rounds = k.let(tirx.Div(item.last_position, i32(ROUND)) + i32(1) - item.first_round)
-    with k.loop(rounds) as r:
-        base = k.let((r + item.first_round) * i32(ROUND))
-        last_page = k.let(tirx.Div(item.last_position, i32(PAGE)))
-        pages = [
-            k.let(tables[item.table + minimum(tirx.Div(base, i32(PAGE)) + i32(u), last_page)])
-            for u in range(PAGES_PER_ROUND)
-        ]
-        scores = _scores(k, shape, scaled, keys, pages, item)
-        _softmax_round(k, shape, scores, item, base, top, total, acc, probabilities)
-        _add_values(k, shape, probabilities, values, tables, item, base, acc)
-    _finish(k, shape, item, sinks, top, total, acc, out, out_row)
+def _start(k: Emitter, shape: AttentionShape, q: Operand, item: _Item) -> _Registers:
+    """Empty sums, and the queries scaled (into base 2 unless a softcap comes between)."""
+    n, width = item.count, shape.width
+    factor = f32(shape.scale * (1.0 if shape.softcap else LOG2E))
+    step = q.access.strides[-1]
+    scaled = k.local(n * width, lanes=1)
+    with k.loop(n) as i:
+        base = k.let(item.query[i])
+        with k.loop(width) as d:
+            k.store(scaled, i * i32(width) + d, q.buffer[base + d * i32(step)] * factor)
+    if shape.cache == "bf16":
+        scaled = _paired(k, scaled, n * width // 2)
+    state = _Registers(
+        scaled, k.local(n * ROUND, lanes=1), k.local(n * ROUND, lanes=1), k.local(n, lanes=1),
+        k.local(n * LANES, lanes=1), k.local(n * shape.padded_value_width, lanes=1),
+    )  # fmt: skip
+    zero = splat(0.0, LANES)
+    with k.loop(n) as i:
+        k.store(state.top, i, f32(NEVER))
+        k.store(state.total, i * i32(LANES), zero)
+    with k.loop(n * shape.padded_value_width // LANES) as i:
+        k.store(state.acc, i * i32(LANES), zero)
+    return state
 
 
-def _load_queries(k: Emitter, shape: AttentionShape, q: Operand, item: _Item) -> Buffer:
-    """Query rows on the stack, scaled (into base 2 unless a softcap comes between)."""
-    factor = shape.scale * (1.0 if shape.softcap else LOG2E)
-    n = len(item.rows)
-    floats = k.local(n * shape.width, lanes=1)
-    for i in range(n):
-        with k.loop(shape.width) as d:
-            value = q.load(k, item.rows[i], (item.heads[i], d)) * f32(factor)
-            k.store(floats, i32(i * shape.width) + d, value)
-    if shape.cache == "f32":
-        return floats
-    pairs = k.local(n * shape.width // 2, "int32", lanes=1)
-    with k.loop(n * shape.width // 2) as p:
-        low = _bf16(floats[p * i32(2)])
-        high = _bf16(floats[p * i32(2) + i32(1)])
+def _paired(k: Emitter, floats: Buffer, count: int) -> Buffer:
+    pairs = k.local(count, "int32", lanes=1)
+    with k.loop(count) as p:
+        low, high = _bf16(floats[p * i32(2)]), _bf16(floats[p * i32(2) + i32(1)])
         word = tirx.bitwise_or(convert(low, "int32"), tirx.shift_left(convert(high, "int32"), i32(16)))
         k.store(pairs, p, word)
     return pairs
+
+
+def _rounds(
+    k: Emitter, shape: AttentionShape, tables: Buffer, keys: Buffer, values: Buffer, item: _Item,
+    state: _Registers,
+) -> None:  # fmt: skip
+    rounds = k.let(tirx.Div(item.last_position, i32(ROUND)) + i32(1) - item.first_round)
+    with k.loop(rounds) as r:
+        base = k.let((r + item.first_round) * i32(ROUND))
+        _score(k, shape, tables, keys, item, base, state)
+        with k.loop(item.count) as i:
+            _softmax_row(k, shape, item, base, state, i)
+        _add_values(k, shape, tables, values, item, base, state)
 
 
 def _dot_bf16(acc: Expr, a: Expr, b: Expr) -> Expr:
     return tirx.call_pure_extern("float32x16", "rz_dot_bf16", acc, a, b)
 
 
-def _scores(  # type: ignore[no-untyped-def]
-    k: Emitter, shape: AttentionShape, scaled: Buffer, keys, pages: list[Expr], item: _Item
-) -> Buffer:
-    """q . k for every row and the round's 64 keys: [rows * 4] vectors."""
-    n = len(item.rows)
+def _multiply_add(shape: AttentionShape, acc: Expr, scalar: Expr, vector: Expr) -> Expr:
+    """acc + scalar * vector, or the dot product of pairs."""
+    if shape.cache == "bf16":
+        return _dot_bf16(acc, splat(scalar, LANES), vector)
+    return fma(splat(scalar, LANES), vector, acc)
+
+
+def _score(
+    k: Emitter, shape: AttentionShape, tables: Buffer, keys: Buffer, item: _Item, base: Expr,
+    state: _Registers,
+) -> None:  # fmt: skip
+    """q . k for every row and the round's 64 keys. Pages behind the last one repeat it: their keys are
+    masked later."""
+    n = item.count
     steps = shape.width if shape.cache == "f32" else shape.width // 2
-    word = "float32" if shape.cache == "f32" else "int32"
-    scores = k.local(n * PAGES_PER_ROUND)
-    together = 4 if n <= 6 else 2
-    for first in range(0, PAGES_PER_ROUND, together):
-        part = range(first, first + together)
-        views = {u: k.offset(keys, pages[u], shape.key_page_bytes, word) for u in part}
+    together = PAGES_PER_ROUND if n * PAGES_PER_ROUND <= MOST_REGISTERS else 2
+    last_page = k.let(tirx.Div(item.last_position, i32(PAGE)))
+    with k.loop(PAGES_PER_ROUND // together) as part:
+        first = k.let(part * i32(together))
+        views = []
+        for j in range(together):
+            number = minimum(tirx.Div(base, i32(PAGE)) + first + i32(j), last_page)
+            page = k.let(tables[item.table + number])
+            views.append(k.offset(keys, page, shape.key_page_bytes, keys.dtype))
         regs = k.local(n * together)
         for i in range(n * together):
             k.store(regs, i, splat(0.0, LANES))
         with k.loop(steps) as d:
-            for j, u in enumerate(part):
-                at = (item.kv_head * i32(steps) + d) * i32(PAGE)
-                vector = k.let(views[u].load(at, LANES))
-                for i in range(n):
-                    query = splat(scaled[i32(i * steps) + d], LANES)
-                    a = regs[i * together + j]
-                    value = fma(query, vector, a) if shape.cache == "f32" else _dot_bf16(a, query, vector)
-                    k.store(regs, i * together + j, value)
+            at = k.let((item.kv_head * i32(steps) + d) * i32(PAGE))
+            vectors = [k.let(view.load(at, LANES)) for view in views]
+            for i in range(n):
+                query = k.let(state.scaled[i32(i * steps) + d])
+                for j, vector in enumerate(vectors):
+                    r = i * together + j
+                    k.store(regs, r, _multiply_add(shape, regs[r], query, vector))
         for i in range(n):
-            for j, u in enumerate(part):
-                k.store(scores, i * PAGES_PER_ROUND + u, regs[i * together + j])
-    return scores
+            for j in range(together):
+                target = i32(i * ROUND) + (first + i32(j)) * i32(PAGE)
+                k.store(state.scores, target, regs[i * together + j])
 
 
-def _softmax_round(  # type: ignore[no-untyped-def]
-    k: Emitter, shape: AttentionShape, scores: Buffer, item: _Item, base: Expr, top: Buffer,
-    total: Buffer, acc: Buffer, probabilities: Buffer,
-) -> None:  # fmt: skip
-    vectors = shape.padded_value_width // LANES
-    for i, position in enumerate(item.positions):
-        logits, visible = [], []
-        for u in range(PAGES_PER_ROUND):
-            key = k.let(ramp(base + i32(u * PAGE), LANES))
-            seen = key <= splat(position, LANES)
-            if shape.window:
-                seen = tirx.And(seen, key > splat(position - i32(shape.window), LANES))
-            score = k.let(scores[i * PAGES_PER_ROUND + u])
-            if shape.softcap:
-                bent = tanh(k, score * splat(1 / shape.softcap, LANES))
-                score = k.let(bent * splat(shape.softcap * LOG2E, LANES))
-            logits.append(k.let(select(seen, score, splat(NEVER, LANES))))
-            visible.append(seen)
-        before = k.let(top[i])
-        both = maximum(maximum(logits[0], logits[1]), maximum(logits[2], logits[3]))
-        now = k.let(maximum(before, reduce_max(both)))
-        shrink = k.let(exp2(k, splat(before - now, LANES)))
-        parts = []
-        for u in range(PAGES_PER_ROUND):
-            p = exp2(k, logits[u] - splat(now, LANES))
-            p = k.let(select(visible[u], p, splat(0.0, LANES)))
-            _park(k, shape, probabilities, i, u, p)
-            parts.append(p)
-        added = (parts[0] + parts[1]) + (parts[2] + parts[3])
-        k.store(total, i, fma(k.let(total[i]), shrink, added))
-        k.store(top, i, now)
-        for d in range(vectors):
-            at = i32((i * vectors + d) * LANES)
-            k.store(acc, at, acc.load(at, LANES) * shrink)
+def _softmax_row(
+    k: Emitter, shape: AttentionShape, item: _Item, base: Expr, state: _Registers, i: Expr
+) -> None:
+    """One row's share of a round: mask, new maximum, exponentials, rescaled sums."""
+    position = k.let(item.position[i])
+    logits, visible = [], []
+    for u in range(PAGES_PER_ROUND):
+        key = k.let(ramp(base + i32(u * PAGE), LANES))
+        seen = key <= splat(position, LANES)
+        if shape.window:
+            seen = tirx.And(seen, key > splat(position - i32(shape.window), LANES))
+        score = k.let(state.scores.load(i * i32(ROUND) + i32(u * PAGE), LANES))
+        if shape.softcap:
+            bent = tanh(k, score * splat(1 / shape.softcap, LANES))
+            score = k.let(bent * splat(shape.softcap * LOG2E, LANES))
+        logits.append(k.let(select(seen, score, splat(NEVER, LANES))))
+        visible.append(seen)
+    before = k.let(state.top[i])
+    both = maximum(maximum(logits[0], logits[1]), maximum(logits[2], logits[3]))
+    now = k.let(maximum(before, reduce_max(both)))
+    shrink = k.let(exp2(k, splat(before - now, LANES)))
+    parts = []
+    for u in range(PAGES_PER_ROUND):
+        p = exp2(k, logits[u] - splat(now, LANES))
+        parts.append(k.let(select(visible[u], p, splat(0.0, LANES))))
+        _park(k, shape, state.probabilities, i, u, parts[-1])
+    total = k.let(state.total.load(i * i32(LANES), LANES))
+    added = (parts[0] + parts[1]) + (parts[2] + parts[3])
+    k.store(state.total, i * i32(LANES), fma(total, shrink, added))
+    k.store(state.top, i, now)
+    width = shape.padded_value_width
+    for d in range(0, width, LANES):
+        at = k.let(i * i32(width) + i32(d))
+        k.store(state.acc, at, state.acc.load(at, LANES) * shrink)
 
 
-def _park(k: Emitter, shape: AttentionShape, probabilities: Buffer, i: int, u: int, p: Expr) -> None:
+def _park(k: Emitter, shape: AttentionShape, probabilities: Buffer, i: Expr, u: int, p: Expr) -> None:
     if shape.cache == "f32":
-        k.store(probabilities, i32(i * ROUND + u * PAGE), p)
+        k.store(probabilities, i * i32(ROUND) + i32(u * PAGE), p)
         return
     # 16 bf16 in the space of 8 floats: read back as 32-bit pairs
     words = tirx.call_pure_extern("int32x8", "rz_pack_bf16", p)
-    k.store(probabilities, i32(i * ROUND // 2 + u * PAGE // 2), tirx.reinterpret("float32x8", words))
+    at = i * i32(ROUND // 2) + i32(u * PAGE // 2)
+    k.store(probabilities, at, tirx.reinterpret("float32x8", words))
 
 
-def _add_values(  # type: ignore[no-untyped-def]
-    k: Emitter, shape: AttentionShape, probabilities: Buffer, values, tables, item: _Item,
-    base: Expr, acc: Buffer,
+def _add_values(
+    k: Emitter, shape: AttentionShape, tables: Buffer, values: Buffer, item: _Item, base: Expr,
+    state: _Registers,
 ) -> None:  # fmt: skip
-    """acc += p @ V over the round's valid tokens (pairs of tokens for bf16), page by page."""
-    n = len(item.rows)
-    bf16 = shape.cache == "bf16"
-    width = shape.padded_value_width
-    vectors = width // LANES
-    together = max(1, min(vectors, 24 // n))
+    """acc += p @ V over the round's written tokens (pairs of tokens for bf16), page by page."""
+    pairs = shape.cache == "bf16"
+    steps = PAGE // 2 if pairs else PAGE
     valid = k.let(minimum(item.last_position + i32(1) - base, i32(ROUND)))
-    steps = PAGE // 2 if bf16 else PAGE
-    per_row = ROUND // 2 if bf16 else ROUND
     with k.loop(tirx.Div(valid + i32(PAGE - 1), i32(PAGE))) as u:
         page = k.let(tables[item.table + tirx.Div(base, i32(PAGE)) + u])
-        view = k.offset(values, page, shape.value_page_bytes, "int32" if bf16 else "float32")
+        view = k.offset(values, page, shape.value_page_bytes, values.dtype)
         tokens = k.let(minimum(valid - u * i32(PAGE), i32(PAGE)))
-        count = k.let(tirx.Div(tokens + i32(1), i32(2))) if bf16 else tokens
-        for first in range(0, vectors, together):
-            part = range(first, min(vectors, first + together))
-            regs = k.local(n * len(part))
-            for i in range(n):
-                for j, d in enumerate(part):
-                    at = i32((i * vectors + d) * LANES)
-                    k.store(regs, i * len(part) + j, acc.load(at, LANES))
-            with k.loop(count) as t:
-                for j, d in enumerate(part):
-                    at = (item.kv_head * i32(steps) + t) * i32(width) + i32(d * LANES)
-                    vector = k.let(view.load(at, LANES))
-                    for i in range(n):
-                        p = probabilities[i32(i * per_row) + u * i32(steps) + t]
-                        r = regs[i * len(part) + j]
-                        if bf16:
-                            pair = splat(tirx.reinterpret("int32", p), LANES)
-                            k.store(regs, i * len(part) + j, _dot_bf16(r, pair, vector))
-                        else:
-                            k.store(regs, i * len(part) + j, fma(splat(p, LANES), vector, r))
-            for i in range(n):
-                for j, d in enumerate(part):
-                    k.store(acc, i32((i * vectors + d) * LANES), regs[i * len(part) + j])
+        count = k.let(tirx.Div(tokens + i32(1), i32(2))) if pairs else tokens
+        first = k.let(u * i32(steps))
+        for parts, width in _column_parts(shape, item.count):
+            with k.loop(len(parts)) as part:
+                column = k.let(part * i32(width * LANES) + i32(parts.start * LANES))
+                _add_columns(k, shape, view, item, state, column, width, first, count)
 
 
-def _finish(  # type: ignore[no-untyped-def]
-    k: Emitter, shape: AttentionShape, item: _Item, sinks, top: Buffer, total: Buffer, acc: Buffer,
-    out: Buffer, out_row: int,
+def _column_parts(shape: AttentionShape, rows: int) -> list[tuple[range, int]]:
+    """The vectors of a value row in equal parts that fit the registers, and what is left."""
+    vectors = shape.padded_value_width // LANES
+    width = max(1, min(vectors, MOST_REGISTERS // rows))
+    whole = vectors // width
+    parts = [(range(0, whole * width, width), width)]
+    if vectors % width:
+        parts.append((range(whole * width, vectors, vectors % width), vectors % width))
+    return parts
+
+
+def _add_columns(
+    k: Emitter, shape: AttentionShape, view: Buffer, item: _Item, state: _Registers, column: Expr,
+    vectors: int, first: Expr, count: Expr,
 ) -> None:  # fmt: skip
-    width, vectors = shape.value_width, shape.padded_value_width // LANES
-    for i in range(len(item.rows)):
-        denominator = k.let(reduce_add(k.let(total[i])))
+    pairs = shape.cache == "bf16"
+    n, width = item.count, shape.padded_value_width
+    steps, per_row = (PAGE // 2, ROUND // 2) if pairs else (PAGE, ROUND)
+    regs = k.local(n * vectors)
+    for i in range(n):
+        for j in range(vectors):
+            k.store(regs, i * vectors + j, state.acc.load(column + i32(i * width + j * LANES), LANES))
+    with k.loop(count) as t:
+        at = k.let((item.kv_head * i32(steps) + t) * i32(width) + column)
+        loaded = [k.let(view.load(at + i32(j * LANES), LANES)) for j in range(vectors)]
+        for i in range(n):
+            p = state.probabilities[i32(i * per_row) + first + t]
+            p = k.let(tirx.reinterpret("int32", p) if pairs else p)
+            for j, vector in enumerate(loaded):
+                r = i * vectors + j
+                k.store(regs, r, _multiply_add(shape, regs[r], p, vector))
+    for i in range(n):
+        for j in range(vectors):
+            k.store(state.acc, column + i32(i * width + j * LANES), regs[i * vectors + j])
+
+
+def _finish(
+    k: Emitter, shape: AttentionShape, item: _Item, state: _Registers, sinks: Buffer | None, out: Buffer
+) -> None:
+    width, padded = shape.value_width, shape.padded_value_width
+    with k.loop(item.count) as i:
+        denominator = k.let(reduce_add(k.let(state.total.load(i * i32(LANES), LANES))))
         factor = f32(1)
         if sinks is not None:
-            sink = k.let(sinks[item.heads[i]] * f32(LOG2E))
-            now = k.let(maximum(top[i], sink))
-            factor = k.let(exp2(k, top[i] - now))
+            sink = k.let(sinks[item.head[i]] * f32(LOG2E))
+            top = k.let(state.top[i])
+            now = k.let(maximum(top, sink))
+            factor = k.let(exp2(k, top - now))
             denominator = k.let(fma(denominator, factor, exp2(k, sink - now)))
         inverse = k.let(factor / denominator)
-        base = k.let(item.rows[i] * i32(out_row) + item.heads[i] * i32(width))
-        for d in range(width // LANES):
-            at = i32((i * vectors + d) * LANES)
-            k.store(out, base + i32(d * LANES), acc.load(at, LANES) * splat(inverse, LANES))
-        done = width // LANES * LANES
-        if done < width:
-            with k.loop(width - done) as d:
-                value = acc[i32(i * vectors * LANES + done) + d] * inverse
-                k.store(out, base + i32(done) + d, value)
+        base = k.let(item.output[i])
+        whole = width // LANES * LANES
+        for d in range(0, whole, LANES):
+            value = state.acc.load(i * i32(padded) + i32(d), LANES) * splat(inverse, LANES)
+            k.store(out, base + i32(d), value)
+        with k.loop(width - whole) as d:
+            value = state.acc[i * i32(padded) + i32(whole) + d] * inverse
+            k.store(out, base + i32(whole) + d, value)

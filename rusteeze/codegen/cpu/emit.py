@@ -208,6 +208,12 @@ class Emitter:
         lanes = lanes_of(value) // max(1, _lanes_in(buffer.dtype))
         self._append(tirx.BufferStore(buffer.buffer, value, [ramp(index, lanes, stride)]))
 
+    def store_lanes(self, buffer: Buffer, indices: list[Expr], value: Expr) -> None:
+        """Lane j of a vector goes to ``indices[j]``."""
+        value = self.let(value)
+        for j, index in enumerate(indices):
+            self._append(tirx.BufferStore(buffer.buffer, tirx.Shuffle([value], [i32(j)]), [index]))
+
     def call(self, name: str, *args: Expr) -> None:
         """Call a support function for its effect."""
         self._append(tirx.Evaluate(tirx.call_extern("int32", name, *args)))

@@ -34,7 +34,7 @@ from rusteeze.codegen.views import (
     row_major,
     space_of,
 )
-from rusteeze.ir import Graph, Node, Value, print_node_line
+from rusteeze.ir import Graph, Node, Value, make_node, print_node_line
 
 SHAPE_OPS = frozenset({"reshape", "permute", "slice", "broadcast_to"})
 
@@ -398,7 +398,7 @@ class _Lowering:
             tables.append(self.pointer(self._static_view(table)))
         width = int(node.attrs["width"])  # type: ignore[call-overload]
         style, at_end = str(node.attrs["style"]), bool(node.attrs["at_end"])
-        return Rotation(style, width, at_end, width // 2), tables
+        return Rotation(style, width, at_end), tables
 
     def _rope(self, node: Node) -> None:
         users = self.uses.get(node.result, [])
@@ -449,7 +449,8 @@ class _Lowering:
         assert idx is not None
         assert w is not None
         if node.attrs["transposed"]:
-            raise LoweringError("transposed experts must be rewritten before lowering")
+            w = make_node("permute", [w], {"perm": (0, 2, 1)}, node.origin).result
+            self.static.add(w)
         experts, n, width = (int(d) for d in w.type.shape)
         layout = TileLayout(tile_format(format_of(w)), n, width)
         kind, stride, reads = self._activation(x, node)

@@ -44,6 +44,8 @@ def row_sum(k: Emitter, width: int, term: Callable[[Expr, int], Expr]) -> Expr:
         for u in range(1, accumulators):
             vector = vector + acc[u]
         total = reduce_add(k.let(vector))
+    if width % LANES == 0:
+        return total
     tail = k.local(1, lanes=1)
     k.store(tail, 0, total)
     with k.loop(width % LANES) as j:
@@ -84,9 +86,10 @@ def normalised(
 
 def columns(k: Emitter, width: int, body: Callable[[Expr, int], None]) -> None:
     """body(first column, lanes) over a row: whole vectors, then single elements."""
-    with k.loop(width // LANES) as i:
-        body(k.let(i * i32(LANES)), LANES)
-    with k.loop(width % LANES) as j:
-        body(k.let(j + i32(width // LANES * LANES)), 1)
-
-
+    whole = width // LANES
+    if whole:
+        with k.loop(whole) as i:
+            body(k.let(i * i32(LANES)), LANES)
+    if width % LANES:
+        with k.loop(width % LANES) as j:
+            body(k.let(j + i32(whole * LANES)), 1)

@@ -56,7 +56,7 @@ class _Writer:
             if r.access is None:
                 self.targets.append(QuantizedRows.argument(k, r.quantized_columns))
             else:
-                self.targets.append(Operand.argument(k, r.access))
+                self.targets.append(Operand.argument(k, r.access.aligned_to(shape)))
 
     def store(self, row: Expr, position: Sequence[Expr | int], env: Env, output: int) -> None:
         target = self.targets[output]

@@ -138,6 +138,11 @@ def cast(k: Emitter, x: Expr, dtype: str) -> Expr:
     return k.let(convert(x, base))
 
 
+def full_like(k: Emitter, x: Expr, value: float, dtype: str) -> Expr:
+    scalar = f32(value) if dtype == "f32" else i32(int(value))
+    return splat(scalar, lanes_of(x))
+
+
 def _truth(compare: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
     def emit(k: Emitter, a: Expr, b: Expr) -> Expr:
         lanes = lanes_of(a)
@@ -180,6 +185,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "softcap": softcap,
     "glu": glu,
     "cast": cast,
+    "full_like": full_like,
     "where": _where,
     "lt": _truth(lambda a, b: a < b),
     "le": _truth(lambda a, b: a <= b),

@@ -121,9 +121,9 @@ def test_alibi_is_not_dropped() -> None:
         trace(config("falcon", alibi=True, bias=False), 24)
 
 
-def test_attention_outside_the_interface_is_counted(monkeypatch) -> None:
+def test_attention_outside_the_interface_never_passes(monkeypatch) -> None:
     monkeypatch.setattr(build, "_uses_interface", lambda model_class: True)
-    with pytest.raises(errors.FrontendError):
+    with pytest.raises(errors.AttentionCountMismatch):
         trace(config("bloom", n_head=4, n_layer=1), 24)
 
 

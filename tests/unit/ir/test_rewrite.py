@@ -99,7 +99,9 @@ def test_a_guard_gives_its_reason():
 
 def test_a_guard_sees_what_was_captured():
     graph = parse(GATED)
-    first = Rule("mul(a, b) => a", where={"an op computes it": lambda m: m.values["a"].node is None})
+    first = Rule(
+        "mul(a, b) => a", where={"an op computes it": lambda m: m.values["a"].node is None}
+    )
     rewrite(graph, [first])
     assert graph.outputs == [graph.inputs[1]]
 

@@ -173,7 +173,9 @@ def test_attention_is_never_shared():
 
 
 def test_canonical_is_a_fixpoint():
-    text = graph_of(number(2.0) + "  %1 = pow(%x, %n) : f32[T,8]\n  %0 = sub(%1, %n) : f32[T,8]", "%0")
+    text = graph_of(
+        number(2.0) + "  %1 = pow(%x, %n) : f32[T,8]\n  %0 = sub(%1, %n) : f32[T,8]", "%0"
+    )
     graph = parse(text)
     Canonicalize().run(graph)
     once = print_graph(graph)

@@ -90,20 +90,13 @@ def test_computed_matrices_are_no_weights():
 
 
 def test_two_layers_do_not_mix():
-    layer = """  %{0} = linear(%{x}, @a, _) : f32[T,8]
-  %{1} = linear(%{x}, @b, _) : f32[T,8]
+    layer = """  %{0} = linear(%{4}, @a, _) : f32[T,8]
+  %{1} = linear(%{4}, @b, _) : f32[T,8]
   %{2} = glu(%{0}, %{1}) : f32[T,8]
   %{3} = linear(%{2}, @c, _) : f32[T,8]
 """
-    head = "graph @main(%x: f32[T,8]) {\n" + "".join(
-        f'  @{n} : f32[8,8] = ""\n' for n in "abc"
-    )
-    body = ""
-    for i, x in enumerate(("x", "3")):
-        for key, name in (("{x}", x), *((f"{{{j}}}", str(4 * i + j)) for j in range(4))):
-            layer_text = layer if key == "{x}" else layer_text
-            layer_text = layer_text.replace(key, name)
-        body += layer_text
+    head = "graph @main(%x: f32[T,8]) {\n" + "".join(f'  @{n} : f32[8,8] = ""\n' for n in "abc")
+    body = layer.format(0, 1, 2, 3, "x") + layer.format(4, 5, 6, 7, 3)
     graph = parse(head + body + "  return %7\n}\n")
     before = graph.copy()
     assert FuseLinears().run(graph).matches == 2

@@ -17,7 +17,9 @@ from rusteeze.passes.pipeline import lowering, raising, run_passes
 
 
 def rotary_tables() -> dict[str, np.ndarray]:
-    angles = np.random.default_rng(7).standard_normal((imported.POSITIONS, imported.HEAD_WIDTH // 2))
+    angles = np.random.default_rng(7).standard_normal(
+        (imported.POSITIONS, imported.HEAD_WIDTH // 2)
+    )
     whole = np.concatenate([angles, angles], -1).astype(np.float32)
     return {"rotary.0.cos": np.cos(whole), "rotary.0.sin": np.sin(whole)}
 
@@ -63,12 +65,19 @@ def test_passes_leave_a_finished_graph_alone():
     assert sum(r.result.matches for r in runs) == 0
 
 
-@pytest.mark.parametrize(("level", "shown"), [(0, []), (1, ["table"]), (3, ["table", "ir"]), (5, ["table", "ir", "rule"])])
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [(0, []), (1, ["table"]), (3, ["table", "ir"]), (5, ["table", "ir", "rule"])],
+)
 def test_debug_ladder(level, shown):
     stream = io.StringIO()
     run_passes(imported.llama(1), raising(), Observer(level, stream=stream))
     text = stream.getvalue()
-    signs = {"table": "raise-norms  ", "ir": "graph @main(", "rule": "mul(x, sigmoid(x)) => silu(x)"}
+    signs = {
+        "table": "raise-norms  ",
+        "ir": "graph @main(",
+        "rule": "mul(x, sigmoid(x)) => silu(x)",
+    }
     assert [k for k, sign in signs.items() if sign in text] == shown
 
 

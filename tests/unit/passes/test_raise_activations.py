@@ -81,7 +81,9 @@ def test_gate_over_halves_of_one_value(check, act):
     before = body.format(f"  %2 = {act}(%0) : f32[T,4]\n  %3 = mul(%1, %2) : f32[T,4]\n  return %3")
     attrs = "" if act == "silu" else f" {{act='{act}'}}"
     check(
-        RaiseActivations(), before, body.format(f"  %2 = glu(%0, %1){attrs} : f32[T,4]\n  return %2")
+        RaiseActivations(),
+        before,
+        body.format(f"  %2 = glu(%0, %1){attrs} : f32[T,4]\n  return %2"),
     )
 
 

@@ -7,7 +7,7 @@ from rusteeze.passes.canonicalize import Canonicalize
 from rusteeze.passes.raise_norms import RaiseNorms
 
 
-def graph_of(body: str, result: str, weights: str = "  @w : f32[8] = \"\"\n") -> str:
+def graph_of(body: str, result: str, weights: str = '  @w : f32[8] = ""\n') -> str:
     return f"graph @main(%x: f32[T,8]) {{\n{weights}{body}\n  return {result}\n}}\n"
 
 
@@ -26,7 +26,9 @@ CENTRED = """
 @pytest.mark.parametrize("operands", ["%5, @w", "@w, %5"])
 def test_weight_on_either_side(check, operands):
     before = graph_of(f"{HAT}\n  %6 = mul({operands}) : f32[T,8]", "%6")
-    result = check(RaiseNorms(), before, graph_of("  %0 = rms_norm(%x, @w) {eps=1e-06} : f32[T,8]", "%0"))
+    result = check(
+        RaiseNorms(), before, graph_of("  %0 = rms_norm(%x, @w) {eps=1e-06} : f32[T,8]", "%0")
+    )
     assert result.matches == 2
 
 

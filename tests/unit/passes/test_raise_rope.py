@@ -128,7 +128,9 @@ def rotated_graph(spelling: Spelling, width: int, copies: int = 1) -> Graph:
     ],
 )
 @pytest.mark.parametrize("with_tables", [True, False])
-def test_spelling_becomes_one_rope(spelling, layout, table_width, style, width, at_end, with_tables):
+def test_spelling_becomes_one_rope(
+    spelling, layout, table_width, style, width, at_end, with_tables
+):
     graph = rotated_graph(spelling, table_width)
     tables = {"c": table(layout, table_width, 1), "s": table(layout, table_width, 2)}
     before = graph.copy()

@@ -22,8 +22,16 @@ def sampler(prompt: list[int] | None = None, seed: int = 0, **params: Any) -> Re
     return RequestSampler(SamplingParams(**params), prompt or [], [EOS], seed)
 
 
+def sample(state: RequestSampler, row: np.ndarray) -> Sample:
+    return state.sample(row, np.empty_like(row))
+
+
+def rows_of(logits: np.ndarray, samplers: list[RequestSampler]) -> list[Sample | Exception]:
+    return sample_rows(logits, samplers, np.empty_like(logits[0]))
+
+
 def one(row: np.ndarray, **params: Any) -> int:
-    result = sample_rows(row[None], [sampler(**params)])[0]
+    result = rows_of(row[None], [sampler(**params)])[0]
     assert isinstance(result, Sample), result
     return result.token_id
 
@@ -37,7 +45,7 @@ def draws(row: np.ndarray, count: int = 400, **params: Any) -> Counter[int]:
     state = sampler(**params)
     tokens = []
     for _ in range(count):
-        tokens.append(state.sample(row).token_id)
+        tokens.append(sample(state, row).token_id)
         state.num_sampled += 1
     return Counter(tokens)
 
@@ -64,7 +72,7 @@ def kept_by_reference(
 
 def test_greedy_is_argmax_and_ties_go_to_the_lowest_id() -> None:
     logits = np.array([[0, 5, 5, 1], [2, 1, 0, 2], [-1, -3, -2, -1]], np.float32)
-    results = sample_rows(logits, [sampler(temperature=0)] * 3)
+    results = rows_of(logits, [sampler(temperature=0)] * 3)
     assert results == [Sample(1), Sample(0), Sample(0)]
 
 
@@ -74,8 +82,8 @@ def test_rows_do_not_influence_each_other() -> None:
         {"temperature": 0}, {"seed": 3}, {"top_k": 5}, {"top_p": 0.5}, {"temperature": 0, "logprobs": 2},
         {"min_p": 0.1, "repetition_penalty": 2.0},
     ]  # fmt: skip
-    together = sample_rows(logits, [sampler(**kind) for kind in kinds])
-    alone = [sample_rows(logits[i : i + 1], [sampler(**kinds[i])])[0] for i in range(6)]
+    together = rows_of(logits, [sampler(**kind) for kind in kinds])
+    alone = [rows_of(logits[i : i + 1], [sampler(**kinds[i])])[0] for i in range(6)]
     assert together == alone
 
 
@@ -84,7 +92,7 @@ def test_rows_do_not_influence_each_other() -> None:
 def test_a_bad_row_fails_alone(bad: float, params: dict[str, Any]) -> None:
     logits = np.stack([random_row(), random_row(), random_row()])
     logits[1, 500] = bad
-    good, failed, last = sample_rows(logits, [sampler(**params) for _ in range(3)])
+    good, failed, last = rows_of(logits, [sampler(**params) for _ in range(3)])
     assert isinstance(failed, SamplingError)
     assert "not finite" in str(failed)
     assert isinstance(good, Sample)
@@ -157,7 +165,7 @@ def test_candidate_sets_agree_with_transformers() -> None:
 def test_the_same_seed_and_position_give_the_same_token() -> None:
     row = random_row()
     first, second = sampler(seed=1, top_k=50), sampler(seed=1, top_k=50)
-    assert [first.sample(row)] * 3 == [second.sample(row) for _ in range(3)]
+    assert [sample(first, row)] * 3 == [sample(second, row) for _ in range(3)]
     assert len({tuple(draws(row, 20, seed=s).items()) for s in range(10)}) == 10
 
 
@@ -166,8 +174,8 @@ def test_a_given_seed_wins_over_the_engine_s() -> None:
     a = RequestSampler(SamplingParams(seed=5), [], [], seed=1)
     b = RequestSampler(SamplingParams(seed=5), [], [], seed=2)
     c = RequestSampler(SamplingParams(), [], [], seed=5)
-    assert a.sample(row) == b.sample(row) == c.sample(row)
-    assert RequestSampler(SamplingParams(seed=-1), [], [], 0).sample(row)
+    assert sample(a, row) == sample(b, row) == sample(c, row)
+    assert sample(RequestSampler(SamplingParams(seed=-1), [], [], 0), row)
 
 
 # Edits
@@ -190,7 +198,7 @@ def penalised(row: np.ndarray, prompt: list[int], output: list[int], **params: A
     state = sampler(prompt, **params)
     for token in output:
         state.accept(token)
-    return state._edit(row)
+    return state._edit(row, np.empty_like(row))
 
 
 def test_presence_and_frequency_look_at_the_output_only() -> None:
@@ -222,7 +230,7 @@ def test_end_tokens_wait_for_min_tokens() -> None:
     state = sampler(temperature=0, min_tokens=2, stop_token_ids=(2,))
     tokens = []
     for _ in range(3):
-        tokens += [result.token_id for result in sample_rows(row[None], [state])]
+        tokens += [result.token_id for result in rows_of(row[None], [state])]
         state.accept(tokens[-1])
     assert tokens == [1, 1, EOS]
     assert one(row, temperature=0, min_tokens=2, ignore_eos=True) == EOS
@@ -231,7 +239,7 @@ def test_end_tokens_wait_for_min_tokens() -> None:
 def test_nothing_left_to_choose_is_an_error_of_that_row() -> None:
     row = np.full((1, 8), -np.inf, np.float32)
     row[0, EOS] = 0
-    (result,) = sample_rows(row, [sampler(min_tokens=1)])
+    (result,) = rows_of(row, [sampler(min_tokens=1)])
     assert isinstance(result, SamplingError)
     assert "no token to choose" in str(result)
 
@@ -241,7 +249,7 @@ def test_nothing_left_to_choose_is_an_error_of_that_row() -> None:
 
 def test_logprobs_are_those_of_the_unedited_distribution() -> None:
     row = random_row(500)
-    (result,) = sample_rows(row[None], [sampler(logprobs=3, temperature=0.2, logit_bias={9: 100.0})])
+    (result,) = rows_of(row[None], [sampler(logprobs=3, temperature=0.2, logit_bias={9: 100.0})])
     assert isinstance(result, Sample)
     assert result.token_id == 9
     assert result.logprobs is not None
@@ -253,5 +261,5 @@ def test_logprobs_are_those_of_the_unedited_distribution() -> None:
 
 
 def test_zero_logprobs_reports_the_chosen_token_alone() -> None:
-    assert token_logprobs(np.zeros(4, np.float32), 2, 0).top == ()
-    assert token_logprobs(np.zeros(4, np.float32), 2, 0).chosen == pytest.approx(np.log(0.25))
+    assert token_logprobs(np.zeros(4, np.float32), 2, 0, np.empty(4, np.float32)).top == ()
+    assert token_logprobs(np.zeros(4, np.float32), 2, 0, np.empty(4, np.float32)).chosen == pytest.approx(np.log(0.25))

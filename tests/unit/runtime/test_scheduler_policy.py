@@ -110,6 +110,15 @@ def test_the_preempted_goes_before_those_who_never_ran() -> None:
     assert [s.id for s in target.sequences()] == ["a", "b", "c"]
 
 
+def test_a_newcomer_leaves_a_spare_block_to_each_running_sequence() -> None:
+    target = scheduler(num_blocks=6)
+    sequences = add(target, a=8, b=5, c=4)
+    run(target, sequences)
+    assert shape(run(target, sequences)) == {"a": 1, "b": 1}
+    assert target.pool.num_free == 1
+    assert [s.id for s in target.sequences() if s.state is State.WAITING] == ["c"]
+
+
 def test_a_prompt_that_can_never_fit_is_refused() -> None:
     target = scheduler(num_blocks=3, length=100)
     assert target.limits.max_sequence_len == 12

@@ -1,0 +1,40 @@
+# Everything starts from a fresh clone: the first target that needs it makes .venv.
+# Caches (models, artifacts) lie outside the checkout, see docs/env.md.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MODEL = $$($(BIN)/python tools/fetch_model.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Make .venv with everything that compiling and testing needs
+
+# torch first and exactly: what comes later must fit it, and must not bring another build of it.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[compile,dev]'
+	touch $@
+
+demo: $(STAMP)  ## Compile a small model and ask it for the capital of France
+	@model=$(MODEL) && $(BIN)/rusteeze -l info compile "$$model" && \
+	$(BIN)/rusteeze generate "$$model" --chat --max-tokens 64 \
+	  --system "Answer in English, in one sentence." -p "What is the capital of France?"
+
+test: $(STAMP)  ## Run all tests; pytest's summary comes last
+	@RUSTEEZE_TEST_MODEL="$(MODEL)" && export RUSTEEZE_TEST_MODEL && \
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+lint: $(STAMP)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:  ## Remove .venv and what tools left in the checkout; caches stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

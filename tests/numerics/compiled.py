@@ -1,0 +1,90 @@
+"""Compiles a traced model in memory and runs it on the harness's batches, with shuffled cache blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from harness import MAX_MODEL_LEN
+from harness import Batch as Chunks
+
+from rusteeze.artifact.contract import BLOCK_SIZE
+from rusteeze.codegen.cpu.build import build_library
+from rusteeze.codegen.cpu.isa import ALL, Isa
+from rusteeze.codegen.cpu.lower import LoweringOptions, lower
+from rusteeze.codegen.statics import plain
+from rusteeze.compiler import cache_dtype, optimize
+from rusteeze.ir import Graph
+from rusteeze.runtime.batch import Batch
+from rusteeze.runtime.executor import CpuExecutor
+from rusteeze.runtime.launch import usable_variants
+
+Array = np.ndarray
+NUM_BLOCKS = 32
+NAN_BYTE = 0xFF
+
+
+def host_isa(name: str | None = None) -> Isa:
+    """The instruction set of that name, by default the best one of this machine."""
+    wanted = name or usable_variants()[0]
+    return next(isa for isa in ALL if isa.name == wanted)
+
+
+class MemoryWeights:
+    """Packed weights in memory, in place of an artifact's file."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self.arrays = dict(arrays)
+
+    def address(self, name: str) -> int:
+        return self.arrays[name].ctypes.data
+
+
+class CompiledStep:
+    """Executes the harness's batches with compiled kernels; every sequence owns random cache blocks."""
+
+    def __init__(
+        self, graph: Graph, weights: Mapping[str, Array], constants: Mapping[str, Array], folder: Path,
+        activations: str = "f32", threads: int = 1, isa: Isa | None = None,
+    ) -> None:  # fmt: skip
+        optimize(graph, dict(constants), activations)
+        lowered = lower(graph, LoweringOptions(cache_dtype(activations), MAX_MODEL_LEN))
+        packed = {
+            name: lowered.statics.data(name, lambda n: plain(weights[n]))
+            for name in lowered.statics.entries
+        }
+        for name, data in packed.items():
+            assert data.nbytes == lowered.statics.nbytes(name)
+        library = build_library(lowered.kernels, isa or host_isa(), folder)
+        self.executor = CpuExecutor(
+            lowered.plan, MemoryWeights(packed), library, num_threads=threads, num_blocks=NUM_BLOCKS,
+            max_batched_tokens=64,
+        )  # fmt: skip
+        self.executor.fill_cache(NAN_BYTE)
+        self.blocks = list(np.random.default_rng(3).permutation(NUM_BLOCKS))
+        self.tables: dict[int, list[int]] = {}
+
+    def __call__(self, chunks: Chunks) -> Array:
+        row = 0
+        slots, starts, ends, order = [], [0], [], []
+        for sequence, n in chunks.chunks:
+            positions = chunks.positions[row : row + n]
+            table = self.tables.setdefault(sequence, [])
+            while len(table) * BLOCK_SIZE <= positions[-1]:
+                table.append(int(self.blocks.pop()))
+            slots += [table[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions]
+            row += n
+            starts.append(row)
+            ends.append(int(positions[-1]) + 1)
+            order.append(table)
+        width = max(map(len, order))
+        tables = np.array([t + [0] * (width - len(t)) for t in order], np.int32)
+        batch = Batch(
+            chunks.input_ids, chunks.positions, np.array(slots, np.int32), chunks.rows,
+            np.array(starts, np.int32), np.array(ends, np.int32), tables,
+        )  # fmt: skip
+        return self.executor.execute(batch).copy()
+
+    def close(self) -> None:
+        self.executor.close()
