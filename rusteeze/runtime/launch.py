@@ -18,9 +18,11 @@ import numpy as np
 from rusteeze import env
 
 SHARED_WORDS = 64
-PROGRAM, COUNT, STEP, THREADS, STOP, SPINS = 24, 25, 26, 27, 28, 29
+PROGRAM, COUNT, STEP, THREADS, STOP, STEP_SPINS, BARRIER_SPINS, MOST_BARRIER_SPINS = range(24, 32)
 BARRIER_FLAG = 1
-SPINS_BEFORE_SLEEP = 20_000
+# pauses (some 15 ns each) before a thread sleeps: between steps, and at a barrier within a step
+SPINS_BETWEEN_STEPS = 20_000
+SPINS_AT_BARRIER = 20_000
 
 # Instruction sets by preference, with the processor flags that they need.
 VARIANTS: tuple[tuple[str, str, frozenset[str]], ...] = (
@@ -124,7 +126,8 @@ class ThreadPool:
         skip = (-self._memory.ctypes.data % 64) // 8
         self._shared = self._memory[skip : skip + SHARED_WORDS]
         self._shared[THREADS] = num_threads
-        self._shared[SPINS] = SPINS_BEFORE_SLEEP
+        self._shared[STEP_SPINS] = SPINS_BETWEEN_STEPS
+        self._shared[BARRIER_SPINS] = self._shared[MOST_BARRIER_SPINS] = SPINS_AT_BARRIER
         self._address = self._shared.ctypes.data
         # ctypes releases the interpreter lock, so these run beside Python
         self._helpers = [

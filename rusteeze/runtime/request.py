@@ -107,7 +107,8 @@ class LiveRequest:
         """
         tokens = self.sequence.token_ids[first + 1 : first + 1 + len(rows)]
         num_top = self._params.prompt_logprobs or 0
-        entries = (token_logprobs(*pair, num_top, scratch) for pair in zip(rows, tokens, strict=True))
+        pairs = zip(rows, tokens, strict=True)
+        entries = (token_logprobs(*pair, num_top, scratch) for pair in pairs)
         return RequestOutput(self.sequence.id, prompt_logprobs=tuple(entries))
 
     def end(self, reason: FinishReason, now: float, error: str | None = None) -> RequestOutput:

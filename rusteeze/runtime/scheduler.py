@@ -121,6 +121,7 @@ class Scheduler:
             if wanted and self._make_room(sequence, wanted, preempted):
                 chunks.append(self._chunk(sequence, budget))
                 budget -= len(chunks[-1].token_ids)
+        # Only what is left admits, so every running sequence gets a token into every step.
         while budget and self._admit_next():
             chunks.append(self._chunk(self._running[-1], budget))
             budget -= len(chunks[-1].token_ids)
@@ -161,7 +162,7 @@ class Scheduler:
         return victim.id
 
     def _admit_next(self) -> bool:
-        if not self._waiting or len(self._running) >= self.limits.max_running:
+        if not self._waiting or len(self._running) >= self.limits.max_num_seqs:
             return False
         sequence = self._waiting[0]
         missing = self._missing_blocks(sequence, sequence.num_tokens)

@@ -11,14 +11,13 @@ from rusteeze.runtime.interface import RequestOutput
 class Mailbox:
     """The outputs of one request as an iterator; asking for one that is not there runs the engine.
 
-    ``step`` runs the engine once, ``close`` is called once, with whether the request had finished.
+    ``step`` runs the engine once; ``close`` is called once, after the last output or earlier.
     """
 
-    def __init__(self, step: Callable[[], object], close: Callable[[bool], None]) -> None:
+    def __init__(self, step: Callable[[], object], close: Callable[[], None]) -> None:
         self._outputs: deque[RequestOutput] = deque()
         self._step = step
-        self._close: Callable[[bool], None] | None = close
-        self._finished = False
+        self._close: Callable[[], None] | None = close
 
     def put(self, output: RequestOutput) -> None:
         self._outputs.append(output)
@@ -33,7 +32,6 @@ class Mailbox:
             self._step()
         output = self._outputs.popleft()
         if output.finish_reason is not None:
-            self._finished = True
             self.close()
         return output
 
@@ -41,4 +39,4 @@ class Mailbox:
         """Cancel the request if it has not finished; further calls do nothing."""
         if self._close is not None:
             close, self._close = self._close, None
-            close(self._finished)
+            close()

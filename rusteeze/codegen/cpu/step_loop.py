@@ -9,24 +9,23 @@
         the caller's thread (tid 0): wakes the helpers, runs its share; back when all are done
 
 ``shared`` is an array of 64-bit words, each group on a cache line of its own: [0] generation,
-[1] sleeping helpers, [8] barrier count, [16] barrier generation, [24] program, [25] count, [26] step,
-[27] threads, [28] stop, [29] spins before sleeping.
+[1] sleeping helpers, [8] barrier count, [16] barrier generation, [17] sleepers at the barrier,
+[24] program, [25] count, [26] step, [27] threads, [28] stop, [29] spins before a helper sleeps between
+steps, [30] spins before a thread sleeps at a barrier, [31] their upper bound.
 
-A helper spins first, because the next step usually comes at once, then sleeps in a futex (Linux).
-Between kernels nobody sleeps: a spin that lasts long yields the core to other processes.
+Waiting is spinning first, because others are usually only microseconds away, then sleeping in a futex
+(Linux): when other processes hold the cores, a spinning thread keeps its own partner from running. So
+patience at barriers adapts: a wait in vain cuts it to FEWEST spins, every meeting adds PATIENCE.
 """
 
 from __future__ import annotations
 
 SYSCALL_FUTEX = {"x86_64": 202, "aarch64": 98}
 PAUSE = {"x86_64": "pause", "aarch64": "yield"}
-SPINS_BEFORE_YIELD = 100_000
-SHARED_WORDS = 64
-EXPORTS = ("rz_step_once", "rz_worker")
+FEWEST, PATIENCE = 300, 16
 
 _TEXT = """
 declare i64 @syscall(i64, ...)
-declare i32 @sched_yield()
 
 define linkonce_odr void @rz_barrier(ptr %shared, i32 %nth) nounwind {
 entry:
@@ -35,6 +34,9 @@ entry:
 arrive:
   %count = getelementptr i64, ptr %shared, i64 8
   %generation = getelementptr i64, ptr %shared, i64 16
+  %sleeping = getelementptr i64, ptr %shared, i64 17
+  %spins_at = getelementptr i64, ptr %shared, i64 30
+  %limit = load atomic i32, ptr %spins_at monotonic, align 4
   %mine = load atomic i32, ptr %generation acquire, align 4
   %before = atomicrmw add ptr %count, i32 1 acq_rel, align 4
   %arrived = add i32 %before, 1
@@ -43,21 +45,41 @@ arrive:
 release:
   store atomic i32 0, ptr %count monotonic, align 4
   %next = add i32 %mine, 1
-  store atomic i32 %next, ptr %generation release, align 4
+  store atomic i32 %next, ptr %generation seq_cst, align 4
+  %asleep = load atomic i32, ptr %sleeping seq_cst, align 4
+  %any = icmp ne i32 %asleep, 0
+  br i1 %any, label %wake, label %done
+wake:
+  %w = call i64 (i64, ...) @syscall(i64 FUTEX, ptr %generation, i64 129, i32 2147483647)
   br label %done
 spin:
-  %spins = phi i32 [ 0, %arrive ], [ %more, %again ], [ %more, %yield ]
+  %spins = phi i32 [ 0, %arrive ], [ %more, %again ]
   call void asm sideeffect "PAUSE", "~{memory}"()
   %now = load atomic i32, ptr %generation acquire, align 4
   %same = icmp eq i32 %now, %mine
   %more = add i32 %spins, 1
-  br i1 %same, label %again, label %done
+  br i1 %same, label %again, label %met
+met:
+  %most_at = getelementptr i64, ptr %shared, i64 31
+  %most = load atomic i32, ptr %most_at monotonic, align 4
+  %patient = add i32 %limit, PATIENCE
+  %low = icmp ult i32 %patient, %most
+  %bounded = select i1 %low, i32 %patient, i32 %most
+  store atomic i32 %bounded, ptr %spins_at monotonic, align 4
+  br label %done
 again:
-  %long = icmp ugt i32 %more, YIELD_AFTER
-  br i1 %long, label %yield, label %spin
-yield:
-  %ignored = call i32 @sched_yield()
-  br label %spin
+  %long = icmp ugt i32 %more, %limit
+  br i1 %long, label %crowded, label %spin
+crowded:
+  store atomic i32 FEWEST, ptr %spins_at monotonic, align 4
+  br label %sleep
+sleep:
+  %s1 = atomicrmw add ptr %sleeping, i32 1 seq_cst, align 4
+  %r = call i64 (i64, ...) @syscall(i64 FUTEX, ptr %generation, i64 128, i32 %mine, ptr null)
+  %s2 = atomicrmw sub ptr %sleeping, i32 1 seq_cst, align 4
+  %then = load atomic i32, ptr %generation acquire, align 4
+  %still = icmp eq i32 %then, %mine
+  br i1 %still, label %sleep, label %done
 done:
   ret void
 }
@@ -156,8 +178,9 @@ run:
 
 def support_text(machine: str) -> str:
     """The step loop for a machine ("x86_64", "aarch64"), to be imported next to the kernels."""
-    return (
-        _TEXT.replace("PAUSE", PAUSE[machine])
-        .replace("FUTEX", str(SYSCALL_FUTEX[machine]))
-        .replace("YIELD_AFTER", str(SPINS_BEFORE_YIELD))
-    )
+    words = {"PAUSE": PAUSE[machine], "FUTEX": SYSCALL_FUTEX[machine]}
+    words |= {"FEWEST": FEWEST, "PATIENCE": PATIENCE}
+    text = _TEXT
+    for word, value in words.items():
+        text = text.replace(word, str(value))
+    return text

@@ -80,7 +80,7 @@ def test_full_disk_is_one_clear_error(tmp_path: Path) -> None:
         (folder / "weights.safetensors").write_bytes(b"w" * 100)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(ArtifactError, match=r"^disk full: .* MiB left at "):
+    with pytest.raises(ArtifactError, match=r"^disk full: .* MiB free at "):
         publish(tmp_path / "m.rz", fill, key=KEY, facts={})
     assert list(tmp_path.iterdir()) == []
 

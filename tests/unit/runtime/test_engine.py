@@ -129,7 +129,7 @@ def test_held_text_comes_out_at_the_end(end: bool) -> None:
 
 
 def test_stop_strings_wait_for_min_tokens() -> None:
-    _, text = scripted("xx.yy.z", greedy(max_tokens=7, min_tokens=4, stop="."))
+    _, text = scripted("xx.yy.z", greedy(max_tokens=7, min_tokens=3, stop="."))
     assert text == "xx.yy"
 
 
@@ -326,6 +326,17 @@ def test_closing_a_stream_cancels_its_request() -> None:
     assert [output.finish_reason for output in engine.step()] == ["abort"]
     with pytest.raises(RequestError, match="no request"):
         engine.stream("a")
+
+
+def test_a_stream_closed_after_the_end_leaves_the_next_request_of_that_id_alone() -> None:
+    engine = SyncEngine(MockExecutor())
+    old = engine.stream(engine.submit(PROMPT, greedy(max_tokens=1), "a"))
+    engine.step()
+    new = engine.stream(engine.submit(PROMPT, GREEDY, "a"))
+    with pytest.raises(RequestError, match="streamed already"):
+        engine.stream("a")
+    old.close()
+    assert [output.token_ids[0] for output in new] == greedy_tokens(PROMPT, 8)
 
 
 def test_an_interrupted_generate_cancels_what_is_left() -> None:

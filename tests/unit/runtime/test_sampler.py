@@ -11,6 +11,7 @@ from rusteeze.runtime.sampler import (
     RequestSampler,
     Sample,
     SamplingError,
+    _candidates,
     sample_rows,
     token_logprobs,
 )
@@ -116,6 +117,10 @@ def test_only_the_kept_tokens_are_drawn_each_with_its_share(
 ) -> None:
     row = random_row(vocab_size, seed=vocab_size)
     expected = kept_by_reference(row, **params)
+    ids, weights = _candidates(row, SamplingParams(**params), np.empty_like(row))
+    kept = np.arange(vocab_size) if ids is None else ids
+    assert set(kept.tolist()) == set(expected)
+    assert len(weights) == len(kept)
     counts = draws(row, 300, **params)
     assert set(counts) <= set(expected)
     likeliest = max(expected, key=expected.__getitem__)

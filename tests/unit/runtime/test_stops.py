@@ -60,3 +60,14 @@ def test_nothing_is_emitted_after_a_match() -> None:
     assert [matcher.push("xE"), matcher.push("NDy"), matcher.push("z")] == ["x", "", ""]
     assert matcher.finish() == ""
     assert matcher.matched == "END"
+
+
+def test_of_several_completed_together_the_longest_counts() -> None:
+    for stops in (["b", "ab"], ["ab", "b"]):
+        matcher = StopMatcher(stops)
+        assert (matcher.push("xab"), matcher.matched) == ("x", "ab")
+
+
+def test_the_first_to_be_completed_counts_though_another_began_earlier() -> None:
+    matcher = StopMatcher(["abcd", "c"])
+    assert (matcher.push("abcd"), matcher.matched) == ("ab", "c")
