@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,44 +117,58 @@ class Program:
 
 
 class ThreadPool:
-    """``num_threads - 1`` helpers plus the caller. ``run`` is one parallel region."""
+    """``num_threads - 1`` helpers plus the caller. ``run`` is one parallel region.
+
+    Helpers hold the shared words and the library themselves, so neither goes away under them; they stop
+    when the pool is closed or no longer referred to."""
 
     def __init__(self, library: Library, num_threads: int) -> None:
         if num_threads < 1:
             raise ValueError("at least one thread")
-        self._library = library
-        self._memory = np.zeros(SHARED_WORDS + 8, np.int64)
-        skip = (-self._memory.ctypes.data % 64) // 8
-        self._shared = self._memory[skip : skip + SHARED_WORDS]
+        memory = np.zeros(SHARED_WORDS + 8, np.int64)
+        skip = (-memory.ctypes.data % 64) // 8
+        self._shared = memory[skip : skip + SHARED_WORDS]
         self._shared[THREADS] = num_threads
         self._shared[STEP_SPINS] = SPINS_BETWEEN_STEPS
         self._shared[BARRIER_SPINS] = self._shared[MOST_BARRIER_SPINS] = SPINS_AT_BARRIER
+        self._library = library
         self._address = self._shared.ctypes.data
-        # ctypes releases the interpreter lock, so these run beside Python
         self._helpers = [
-            threading.Thread(target=library.worker, args=(self._address, tid), daemon=True)
+            threading.Thread(target=_help, args=(library, self._shared, tid), daemon=True)
             for tid in range(1, num_threads)
         ]
         for t in self._helpers:
             t.start()
+        self._stop = weakref.finalize(self, _stop, library, self._shared)
 
     @property
     def num_threads(self) -> int:
         return len(self._helpers) + 1
 
     def run(self, program: Program, step: np.ndarray) -> None:
-        """Run a program with the numbers of a step (int64); returns when all threads are done."""
+        """Run a program with the numbers of a step (int64); returns when all threads are done.
+
+        RuntimeError after ``close``."""
+        if not self._stop.alive:
+            raise RuntimeError("the thread pool is closed")
         self._shared[PROGRAM] = program.address
         self._shared[COUNT] = program.count
         self._shared[STEP] = step.ctypes.data
         self._library.step_once(self._address)
 
     def close(self) -> None:
-        """Stop the helpers."""
-        if self._shared[STOP]:
-            return
-        self._shared[STOP] = 1
-        self._shared[COUNT] = 0
-        self._library.step_once(self._address)
+        """Stop the helpers and wait for them."""
+        self._stop()
         for t in self._helpers:
-            t.join(timeout=5)
+            t.join()
+
+
+def _help(library: Library, shared: np.ndarray, tid: int) -> None:
+    # ctypes releases the interpreter lock, so this runs beside Python
+    library.worker(shared.ctypes.data, tid)
+
+
+def _stop(library: Library, shared: np.ndarray) -> None:
+    shared[STOP] = 1
+    shared[COUNT] = 0
+    library.step_once(shared.ctypes.data)
