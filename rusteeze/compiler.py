@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from rusteeze.artifact.store import publish
 from rusteeze.codegen.cpu.build import build_library
 from rusteeze.codegen.cpu.isa import ALL, Isa
 from rusteeze.codegen.cpu.lower import Lowered, LoweringOptions, lower
-from rusteeze.codegen.statics import Statics
+from rusteeze.codegen.statics import Statics, plain
 from rusteeze.config import CompileOptions
 from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
-from rusteeze.frontend.trace import Traced, trace
+from rusteeze.frontend.trace import trace
 from rusteeze.ir import Graph, print_graph
+from rusteeze.ir.storage import rounding_for
 from rusteeze.observe import Observer
 from rusteeze.passes.pipeline import fusing, lowering, raising, rounding, run_passes
 from rusteeze.source import Source
@@ -35,6 +37,7 @@ from rusteeze.weights import Dense, Weight
 Report = Callable[[str, float], None]
 DEFAULT_MODEL_LEN = 4096
 LONGEST_MODEL_LEN = 32768
+PLAIN_FLOATS = ("f32", "f16", "bf16")
 
 
 def compile_model(
@@ -66,7 +69,10 @@ def _build(
     max_model_len = options.max_model_len or model_len(checkpoint.config)
     progress("tracing", 0.05)
     traced = trace(checkpoint.config, max_model_len)
-    graph = note_formats(traced, checkpoint)
+    weights = Weights(checkpoint, traced.constants, options.dtype)
+    graph = traced.graph
+    for name, value in graph.weights.items():
+        value.format = weights.format_of(name, value.type.rank)
     progress("rewriting", 0.35)
     activations = choose_activations(graph, options)
     optimize(graph, traced.constants, activations, observer)
@@ -75,8 +81,7 @@ def _build(
     for isa in host_variants():
         build_library(lowered.kernels, isa, folder / "cpu", observer)
     progress("packing weights", 0.7)
-    load = weight_loader(traced, checkpoint)
-    write_weights(folder / "weights.safetensors", lowered.statics, load, progress)
+    write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
     (folder / "plan.json").write_bytes(encode_plan(lowered.plan))
     (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
     checkpoint.save_tokenizer(folder)
@@ -90,10 +95,8 @@ def optimize(
     observer: Observer | None = None,
 ) -> None:
     """All passes, in place, up to the graph that is lowered."""
-    passes = [*raising(constants), *lowering()]
-    if activations == "int8":
-        passes += rounding()
-    run_passes(graph, [*passes, *fusing()], observer)
+    passes = [*raising(constants), *lowering(), *rounding(activations), *fusing()]
+    run_passes(graph, passes, observer)
 
 
 def model_len(config: Any) -> int:
@@ -103,39 +106,40 @@ def model_len(config: Any) -> int:
     return min(int(own), LONGEST_MODEL_LEN)
 
 
-def note_formats(traced: Traced, checkpoint: Checkpoint) -> Graph:
-    """Write the stored format of every weight into the graph."""
-    for name, value in traced.graph.weights.items():
-        if name in traced.constants:
-            value.format = _constant(traced.constants[name]).format
-        else:
-            value.format = checkpoint.format_of(name)
-    return traced.graph
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint's weights and a trace's constants by name. Plain matrices are converted to ``dtype``
+    unless that is "auto"; quantised weights stay as they are."""
 
+    checkpoint: Checkpoint
+    constants: Mapping[str, np.ndarray]
+    dtype: str
 
-def weight_loader(traced: Traced, checkpoint: Checkpoint) -> Callable[[str], Weight]:
-    def load(name: str) -> Weight:
-        if name in traced.constants:
-            return _constant(traced.constants[name])
-        return checkpoint.load(name)
+    def format_of(self, name: str, rank: int) -> str:
+        """The format of what ``load`` will return for a weight of that rank."""
+        if name in self.constants:
+            return plain(self.constants[name]).format
+        stored = self.checkpoint.format_of(name)
+        return self.dtype if self._converts(stored, rank) else stored
 
-    return load
+    def load(self, name: str) -> Weight:
+        if name in self.constants:
+            return plain(self.constants[name])
+        weight = self.checkpoint.load(name)
+        if isinstance(weight, Dense) and self._converts(weight.dtype, len(weight.shape)):
+            return weight.converted(self.dtype)
+        return weight
 
-
-def _constant(array: np.ndarray) -> Dense:
-    if array.dtype.kind in "iub":
-        return Dense(array.astype(np.int32), "i32")
-    return Dense(array.astype(np.float32), "f32")
+    def _converts(self, stored: str, rank: int) -> bool:
+        return self.dtype != "auto" and rank > 1 and stored in PLAIN_FLOATS
 
 
 def choose_activations(graph: Graph, options: CompileOptions) -> str:
-    """ "auto" rounds activations to int8 where most weights are integers of at most 8 bits."""
+    """What "auto" means: the coarsest rounding that some matrix asks for by its format."""
     if options.activations != "auto":
         return options.activations
-    formats = Counter(
-        v.format.partition("-")[0][:6] for v in graph.weights.values() if v.type.rank > 1
-    )
-    return "int8" if formats["affine"] > sum(formats.values()) // 2 else "f32"
+    wanted = {rounding_for(v.format) for v in graph.weights.values() if v.type.rank > 1}
+    return next((kind for kind in ("int8", "bf16") if kind in wanted), "f32")
 
 
 def cache_dtype(activations: str) -> str:

@@ -1,7 +1,8 @@
 """Values that are known at compile time: their format, name and data.
 
-A weight goes from its checkpoint into the artifact in one of two layouts: *tiles* for matmuls (packed,
-in its own format) and *rows* (plain float32 or int32, row-major) for everything else. Both are produced
+A weight goes from its checkpoint into the artifact in one of these layouts: *tiles* for matmuls (packed,
+in its own format; *halves*: its two halves of rows packed one after the other), *rows* (plain float32
+or int32, row-major) for everything else, and the *table* of a codebook. Both are produced
 one weight at a time, so that compiling holds no second copy of the model.
 """
 
@@ -15,38 +16,20 @@ from typing import Literal
 import numpy as np
 
 from rusteeze.codegen.cpu.tiles import TileLayout, pack, tile_format
-from rusteeze.ir import Node, Value, evaluate
+from rusteeze.ir import Value, evaluate
+from rusteeze.ir.storage import shared_format, stored_format
 from rusteeze.weights.families import Codebook, Dense, Weight, concat_rows
 from rusteeze.weights.formats import Format, parse_format
 
 Load = Callable[[str], Weight]
-Layout = Literal["tiles", "rows", "table"]
-DEFAULT_FORMAT = "f32"
+Layout = Literal["tiles", "halves", "rows", "table"]
 PADDING = 64
 CODEBOOK_VALUES = 16
 
 
 def format_of(value: Value) -> Format:
     """The format a static value keeps without loss: its weights', where only rows are joined or cut."""
-    if value.is_weight:
-        return parse_format(value.format or DEFAULT_FORMAT)
-    node = value.node
-    assert node is not None
-    if _keeps_format(node):
-        formats = {format_of(v) for v in node.inputs()}
-        if len(formats) == 1:
-            return formats.pop()
-    return parse_format(DEFAULT_FORMAT)
-
-
-def _keeps_format(node: Node) -> bool:
-    if node.op.name == "concat" or node.op.name == "slice":
-        axis = node.attrs["axis"]
-        return axis == 0 and node.attrs.get("step", 1) == 1
-    if node.op.name == "permute":
-        source = node.operands[0]
-        return source is not None and format_of(source).family == "dense"
-    return False
+    return parse_format(stored_format(value))
 
 
 def load_static(value: Value, load: Load) -> Weight:
@@ -55,7 +38,7 @@ def load_static(value: Value, load: Load) -> Weight:
         return load(value.name)
     node = value.node
     assert node is not None
-    if _keeps_format(node) and len({format_of(v) for v in node.inputs()}) == 1:
+    if shared_format(node) is not None:
         parts = [load_static(v, load) for v in node.inputs()]
         if node.op.name == "concat":
             return concat_rows(parts)  # type: ignore[type-var]
@@ -111,8 +94,11 @@ class Statics:
         """Size of an entry's data, known without loading it."""
         value, layout = self.entries[name]
         shape = [int(d) for d in value.type.shape]
+        f = tile_format(format_of(value))
         if layout == "tiles":
-            size = TileLayout(tile_format(format_of(value)), *shape[-2:]).bytes * math.prod(shape[:-2])
+            size = TileLayout(f, *shape[-2:]).bytes * math.prod(shape[:-2])
+        elif layout == "halves":
+            size = 2 * TileLayout(f, shape[0] // 2, shape[1]).bytes
         elif layout == "table":
             size = 4 * CODEBOOK_VALUES
         else:
@@ -125,6 +111,9 @@ class Statics:
         weight = load_static(value, load)
         if layout == "tiles":
             raw = pack(weight).reshape(-1)
+        elif layout == "halves":
+            middle = weight.shape[0] // 2
+            raw = np.concatenate([pack(weight.rows(slice(0, middle))), pack(weight.rows(slice(middle, None)))])
         elif layout == "table":
             assert isinstance(weight, Codebook)
             raw = np.ascontiguousarray(weight.table, np.float32).view(np.uint8)

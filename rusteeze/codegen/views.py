@@ -41,11 +41,11 @@ class View:
 
 
 @dataclass(frozen=True)
-class QuantizedView:
-    """int8 rows with group headers (rusteeze.codegen.cpu.activations)."""
+class RoundedView:
+    """Rows rounded for matmuls; ``kind`` and arrays as in rusteeze.codegen.cpu.activations."""
 
-    codes: Storage
-    header: Storage
+    kind: str
+    storages: tuple[Storage, ...]
     columns: int
 
 
@@ -75,12 +75,16 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass
 class Arena:
-    """Makes scratch storages. Rows are padded to 64 bytes so that whole vectors may be stored."""
+    """Makes scratch storages."""
 
     buffers: list[Storage] = field(default_factory=list)
 
     def new(self, space: Space, row_bytes: int, name: str) -> Storage:
-        padded = -(-max(row_bytes, 1) // 64) * 64
-        storage = Storage("buffer", name, space, padded)
+        """Rows padded to 64 bytes, so that whole vectors may be stored at their end."""
+        return self.exact(space, -(-max(row_bytes, 1) // 64) * 64, name)
+
+    def exact(self, space: Space, row_bytes: int, name: str) -> Storage:
+        """Rows that follow each other without padding."""
+        storage = Storage("buffer", name, space, row_bytes)
         self.buffers.append(storage)
         return storage

@@ -87,9 +87,13 @@ def _normalise(op: str, attr: Attr, value: Any) -> AttrValue:
         value = float(value)
     if attr.kind == "ints" and isinstance(value, list):
         value = tuple(value)
-    if not isinstance(value, KINDS[attr.kind]) or (attr.kind == "int" and isinstance(value, bool)):
+    fits = isinstance(value, KINDS[attr.kind]) and not (
+        attr.kind == "int" and isinstance(value, bool)
+    )
+    if not fits:
         raise TypeError(f"{op}: attribute {attr.name} wants {attr.kind}, got {value!r}")
-    return value
+    checked: AttrValue = value
+    return checked
 
 
 OPS: dict[str, OpDef] = {}

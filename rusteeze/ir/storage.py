@@ -9,23 +9,36 @@ from __future__ import annotations
 from rusteeze.ir.graph import Node, Value
 
 PLAIN = "f32"
-QUANTIZED = ("affine", "codebook")
 
 
 def stored_format(value: Value) -> str:
     """The format name of a static value; weights that have none yet count as PLAIN."""
     if value.node is None:
         return value.format or PLAIN
-    formats = {stored_format(v) for v in value.node.inputs()}
+    return shared_format(value.node) or PLAIN
+
+
+def shared_format(node: Node) -> str | None:
+    """The format of all operands, if the node keeps it: it only joins or cuts rows, or moves elements
+    that are numbers of their own."""
+    formats = {stored_format(v) for v in node.inputs()}
     if len(formats) != 1:
-        return PLAIN
+        return None
     (only,) = formats
-    return only if _keeps_format(value.node, only) else PLAIN
+    return only if _keeps_format(node, only) else None
 
 
 def is_quantized(format: str) -> bool:
-    """Whether a format holds integer codes, so that products with int8 activations are exact."""
-    return format.startswith(QUANTIZED)
+    """Whether a format holds codes instead of numbers."""
+    return format.startswith(("affine", "codebook"))
+
+
+def rounding_for(format: str) -> str | None:
+    """What activations may be rounded to for a product with such a weight: integer codes on a line go
+    with int8 (their dot products are exact), bf16 with bf16; None: nothing."""
+    if format.startswith("affine"):
+        return "int8"
+    return "bf16" if format == "bf16" else None
 
 
 def _keeps_format(node: Node, format: str) -> bool:

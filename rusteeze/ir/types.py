@@ -7,6 +7,7 @@ type are always static. Example: ``f32[T,9,64]``.
 
 from __future__ import annotations
 
+import builtins
 import enum
 import re
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class DType(enum.Enum):
         return self.numpy.itemsize
 
     @property
-    def is_float(self) -> bool:
+    def is_float(self) -> builtins.bool:
         return self in (DType.f32, DType.f16, DType.bf16)
 
 

@@ -35,8 +35,6 @@ def _objection(user: Node, growth: Growth) -> str:
         return "it cuts what was computed from the product"
     if not _is_half(user, linear.result):
         return "it takes something else than one half of the product"
-    if linear.operands[2] is not None:
-        return "the product has a bias, which would have to be cut as well"
     return ""
 
 

@@ -49,9 +49,10 @@ def lowering() -> list[Pass]:
     return [SinkGatherRows(), FuseLinears(), Canonicalize()]
 
 
-def rounding() -> list[Pass]:
-    """The passes that change results on purpose."""
-    return [QuantizeActivations()]
+def rounding(activations: str) -> list[Pass]:
+    """The passes that change results on purpose. ``activations``: "f32" rounds nothing, "bf16" only in
+    front of bf16 weights, "int8" also in front of integer weights."""
+    return [] if activations == "f32" else [QuantizeActivations(int8=activations == "int8")]
 
 
 def fusing() -> list[Pass]:

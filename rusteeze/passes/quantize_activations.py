@@ -1,4 +1,4 @@
-"""Round activations to int8 groups in front of products with integer weights."""
+"""Round activations in front of products: to int8 groups for integer weights, to bf16 for bf16 ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from rusteeze.ir.graph import Graph, Node, Value, make_node
 from rusteeze.ir.rewrite import Firing, Refusal
-from rusteeze.ir.storage import is_quantized, stored_format
+from rusteeze.ir.storage import rounding_for, stored_format
 from rusteeze.passes.pass_base import Pass, PassResult
 
 EQUATION = "linear(x, w) => linear(quantize(x), w)"
@@ -15,47 +15,60 @@ EQUATION = "linear(x, w) => linear(quantize(x), w)"
 
 @dataclass(frozen=True)
 class QuantizeActivations(Pass):
-    """Before: weights have their storage formats. After: the input of every product with a weight of
-    integer or codebook codes has gone through ``quantize``, once per input. This changes results, by
-    the rounding that the kernels do.
+    """Before: weights have their storage formats. After: the input of every product that may be rounded
+    has gone through ``quantize``, once per input and kind. This changes results, by the rounding that
+    the kernels do.
 
-    ``group``: elements that share a scale; inputs that it does not divide stay as they are."""
+    ``group``: elements that share a scale; inputs that it does not divide stay as they are. ``int8``,
+    ``bf16``: which roundings to use."""
 
     group: int = 32
+    int8: bool = True
+    bf16: bool = True
     name: ClassVar[str] = "quantize-activations"
 
     def run(self, graph: Graph) -> PassResult:
-        rounded: dict[Value, Value] = {}
+        rounded: dict[tuple[Value, str], Value] = {}
         order: list[Node] = []
         firings: list[Firing] = []
         refusals: list[Refusal] = []
         for node in graph.nodes:
-            reason = self._reason_against(node)
+            kind = self._rounding(node)
+            reason = self._reason_against(node, kind)
             if reason:
                 refusals.append(Refusal(EQUATION, node, reason))
-            elif reason is None:
+            elif reason is None and kind:
                 x = next(node.inputs())
-                if x not in rounded:
-                    order.append(make_node("quantize", [x], {"group": self.group}, node.origin))
-                    rounded[x] = order[-1].result
-                node.operands[0] = rounded[x]
+                if (x, kind) not in rounded:
+                    attrs = {"to": kind, "group": self.group}
+                    order.append(make_node("quantize", [x], attrs, node.origin))
+                    rounded[x, kind] = order[-1].result
+                node.operands[0] = rounded[x, kind]
                 firings.append(Firing(EQUATION, node.origin))
             order.append(node)
         graph.nodes = order
         return PassResult(tuple(firings), tuple(refusals))
 
-    def _reason_against(self, node: Node) -> str | None:
+    def _rounding(self, node: Node) -> str | None:
+        if node.op.name not in ("linear", "expert_linear"):
+            return None
+        weight = node.operands[1 if node.op.name == "linear" else 2]
+        assert weight is not None
+        return rounding_for(stored_format(weight))
+
+    def _reason_against(self, node: Node, kind: str | None) -> str | None:
         """Why not; "" for nodes that are no candidates; None if all is well."""
         if node.op.name not in ("linear", "expert_linear"):
             return ""
-        x, weight = node.operands[0], node.operands[1 if node.op.name == "linear" else 2]
+        x = node.operands[0]
         assert x is not None
-        assert weight is not None
         if x.op == "quantize":
             return ""
-        if not is_quantized(stored_format(weight)):
-            return f"the weight is stored as {stored_format(weight)}"
+        if kind is None or not {"int8": self.int8, "bf16": self.bf16}[kind]:
+            return f"activations are not rounded {'to ' + kind if kind else 'for such a weight'}"
         width = x.type.shape[-1]
         if not isinstance(width, int) or width % self.group:
             return f"{width} elements are no multiple of {self.group}"
+        if x.type.rank != 2:
+            return "only rows of one axis are rounded"
         return None

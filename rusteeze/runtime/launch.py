@@ -29,10 +29,10 @@ SPINS_AT_BARRIER = 20_000
 VARIANTS: tuple[tuple[str, str, frozenset[str]], ...] = (
     (
         "avx512-vnni-bf16", "x86_64",
-        frozenset("avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 avx512vbmi fma f16c".split()),
+        frozenset(["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512vbmi", "fma", "f16c"]),
     ),
-    ("avx2", "x86_64", frozenset("avx2 fma f16c".split())),
-    ("neon-dotprod", "aarch64", frozenset("asimd asimddp fphp".split())),
+    ("avx2", "x86_64", frozenset(["avx2", "fma", "f16c"])),
+    ("neon-dotprod", "aarch64", frozenset(["asimd", "asimddp", "fphp"])),
 )  # fmt: skip
 
 

@@ -56,6 +56,17 @@ class Dense:
             return (self.values.astype(np.uint32) << np.uint32(16)).view(np.float32)
         return self.values.astype(np.float32)
 
+    def converted(self, dtype: str) -> Dense:
+        """The same numbers as "f32", "f16" or "bf16", rounded to nearest even where they do not fit."""
+        if dtype == self.dtype:
+            return self
+        values = self.to_f32()
+        if dtype == "bf16":
+            bits = values.view(np.uint32)
+            rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+            return Dense(np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16), dtype)
+        return Dense(values.astype(DENSE_DTYPES[dtype]), dtype)
+
     def rows(self, index: Index) -> Dense:
         """The rows of that index; elements of a one-dimensional weight."""
         return _each(self, _row_picker(self.values.ndim, index))

@@ -19,7 +19,7 @@ from tvm.tirx import compilation_pipeline
 
 from rusteeze.codegen.cpu.emit import Emitter
 from rusteeze.codegen.cpu.isa import Isa
-from rusteeze.codegen.cpu.lower import Kernel
+from rusteeze.codegen.cpu.lowering import Kernel
 from rusteeze.codegen.cpu.step_loop import support_text
 from rusteeze.observe import SOURCES, Observer
 

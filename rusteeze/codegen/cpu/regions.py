@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rusteeze.codegen.cpu.access import Access, Operand
-from rusteeze.codegen.cpu.activations import GROUP, QuantizedRows, quantize_group
+from rusteeze.codegen.cpu.activations import GROUP, RoundedRows
 from rusteeze.codegen.cpu.bodies import Env, evaluate, loader, needs_scalars
-from rusteeze.codegen.cpu.emit import LANES, STEP_TOKENS, Emitter, Expr, i32, minimum
+from rusteeze.codegen.cpu.emit import LANES, Emitter, Expr, i32
 from rusteeze.codegen.cpu.isa import Isa
-from rusteeze.codegen.cpu.matmul import Blocks, activations_argument, matmul, multiply
+from rusteeze.codegen.cpu.matmul import Blocks, activations_argument, matmul
 from rusteeze.codegen.cpu.norm import columns, mean_and_factor, normalised
 from rusteeze.codegen.cpu.tiles import TILE, TileLayout
 from rusteeze.ir import Graph, Node, Value
@@ -23,13 +23,14 @@ from rusteeze.ir import Graph, Node, Value
 
 @dataclass(frozen=True)
 class Result:
-    """Where one output of a region goes: an access, or the number of columns of quantised rows."""
+    """Where one output of a region goes: an access, or rounded rows of a kind and width."""
 
     access: Access | None
-    quantized_columns: int = 0
+    kind: str = ""
+    columns: int = 0
 
     def key(self) -> str:
-        return self.access.key() if self.access else f"q8:{self.quantized_columns}"
+        return self.access.key() if self.access else f"{self.kind}:{self.columns}"
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class _Writer:
         for v, access in zip(region.body.inputs, region.operands, strict=True):
             if access is not None:
                 self.operands[v] = Operand.argument(k, access.aligned_to(shape))
-        self.targets: list[Operand | QuantizedRows] = []
+        self.targets: list[Operand | RoundedRows] = []
         for r in region.results:
             if r.access is None:
-                self.targets.append(QuantizedRows.argument(k, r.quantized_columns))
+                self.targets.append(RoundedRows.argument(k, r.kind, r.columns))
             else:
                 self.targets.append(Operand.argument(k, r.access.aligned_to(shape)))
 
@@ -65,9 +66,9 @@ class _Writer:
 
     def quantize(self, row: Expr, group: Expr, pair: list[Env], output: int) -> None:
         target = self.targets[output]
-        assert isinstance(target, QuantizedRows)
+        assert isinstance(target, RoundedRows)
         a, b = (env[quantized_value(self.region.body, output)] for env in pair)
-        quantize_group(self.k, a, b, target, row, group)
+        target.store_group(self.k, a, b, row, group)
 
 
 def quantized_value(body: Graph, output: int) -> Value:
@@ -100,7 +101,17 @@ class LinearAnchor:
 
     @property
     def columns(self) -> int:
+        """Columns of the result, or of each half."""
         return self.layout.n // (2 if self.halves else 1)
+
+    @property
+    def parts(self) -> list[Node]:
+        """The nodes whose results the matmul gives: its own, or the halves."""
+        return list(self.halves) if self.halves else [self.linear]
+
+    def blocks(self, tiles_per_block: int) -> Blocks:
+        num_tiles = -(-self.columns // TILE)
+        return Blocks(num_tiles // tiles_per_block, tiles_per_block, num_tiles if self.halves else None)
 
 
 def linear_region(k: Emitter, isa: Isa, region: Region, anchor: LinearAnchor) -> None:
@@ -108,41 +119,41 @@ def linear_region(k: Emitter, isa: Isa, region: Region, anchor: LinearAnchor) ->
     weight = k.pointer("int32")
     table = k.pointer("float32") if anchor.layout.format.family == "codebook" else None
     writer = _Writer(k, region, (anchor.columns,))
-    skip = [anchor.linear, *(anchor.halves or ())]
-    nodes = pointwise_nodes(region.body, skip)
-    quantizes = any(is_quantized(region.body, o) for o in range(len(region.results)))
-    per_block = 2 if quantizes else 1
-    num_tiles = -(-anchor.columns // TILE)
-    second = num_tiles if anchor.halves else None
-    blocks = Blocks(num_tiles // per_block, per_block, second)
-    bias = anchor.linear.operands[2]
+    nodes = pointwise_nodes(region.body, [anchor.linear, *anchor.parts])
+    outputs = range(len(region.results))
+    rounded = [o for o in outputs if is_quantized(region.body, o)]
+    plain = [o for o in outputs if o not in rounded]
+    per_block = GROUP // TILE if rounded else 1
 
     def epilogue(row: Expr, block: Expr, vectors: list[Expr]) -> None:
         envs = []
         for c in range(per_block):
             column = k.let((block * i32(per_block) + i32(c)) * i32(TILE))
-            load = loader(k, writer.operands, row, (column,), LANES)
-            env = _products(k, anchor, vectors, c, per_block, load if bias is not None else None, bias)
-            evaluate(k, nodes, env, LANES, load)
-            for o in range(len(region.results)):
-                if not is_quantized(region.body, o):
-                    writer.store(row, (column,), env, o)
+            products = vectors[c::per_block]
+            env = _products(k, anchor, writer, row, column, products)
+            evaluate(k, nodes, env, LANES, loader(k, writer.operands, row, (column,), LANES))
+            for o in plain:
+                writer.store(row, (column,), env, o)
             envs.append(env)
-        for o in range(len(region.results)):
-            if is_quantized(region.body, o):
-                writer.quantize(row, block, envs, o)
+        for o in rounded:
+            writer.quantize(row, block, envs, o)
 
-    matmul(k, x, weight, anchor.layout, k.step(region.rows_slot), blocks, epilogue, isa.row_tiles, table)
+    rows = k.step(region.rows_slot)
+    matmul(k, x, weight, anchor.layout, rows, anchor.blocks(per_block), epilogue, isa.row_tiles, table)
 
 
-def _products(k, anchor, vectors, c, per_block, load, bias) -> Env:  # type: ignore[no-untyped-def]
-    if anchor.halves is None:
-        product = vectors[c]
+def _products(
+    k: Emitter, anchor: LinearAnchor, writer: _Writer, row: Expr, column: Expr, products: list[Expr]
+) -> Env:
+    """The matmul's results at 16 columns, with its bias."""
+    bias = anchor.linear.operands[2]
+    env: Env = {}
+    for i, (node, product) in enumerate(zip(anchor.parts, products, strict=True)):
         if bias is not None:
-            product = k.let(product + load(bias))
-        return {anchor.linear.result: product}
-    gate, up = anchor.halves
-    return {gate.result: vectors[c], up.result: vectors[per_block + c]}
+            at = k.let(column + i32(i * anchor.columns))
+            product = k.let(product + writer.operands[bias].load(k, row, (at,), LANES))
+        env[node.result] = product
+    return env
 
 
 # ---- normalisation --------------------------------------------------------------------------------
@@ -281,37 +292,3 @@ def _vectors_possible(region: Region) -> bool:
     """16 lanes at once need unit stride on the results' last axis."""
     accesses = [r.access for r in region.results if r.access is not None]
     return all(not a.strides or a.strides[-1] == 1 for a in accesses)
-
-
-# ---- expert matmul ---------------------------------------------------------------------------------
-def expert_linear(
-    k: Emitter, layout: TileLayout, activation: str, x_stride: int, per_pair: bool, top: int,
-    index: Access, bias: bool, out: Access,
-) -> None:  # fmt: skip
-    """y[t, j] = W[idx[t, j]] @ x. Arguments: x, idx, weight, [table], [bias [E, N]], y [T, k, N].
-
-    ``per_pair``: x has a row for every (t, j). Columns are shared among the threads."""
-    x = activations_argument(k, activation, layout.k, x_stride)
-    idx = Operand.argument(k, index)
-    weight = k.pointer("int32")
-    table = k.pointer("float32") if layout.format.family == "codebook" else None
-    biases = k.pointer("float32") if bias else None
-    target = Operand.argument(k, out)
-    first, count = k.share(i32(layout.num_tiles))
-    with k.loop(k.step(STEP_TOKENS)) as t, k.loop(top) as j:
-        expert = k.let(idx.load(k, t, (j,)))
-        row = k.let(t * i32(top) + j) if per_pair else t
-        base = k.offset(weight, expert, layout.bytes, "int32")
-        with k.loop(count) as b:
-            number = k.let(first + b)
-            tile = k.offset(base, number, layout.tile_bytes, "int32")
-            acc = multiply(k, x, tile, layout, row, 1, table)
-            parked = k.local(TILE, lanes=1)
-            k.store(parked, i32(0), k.let(acc[0]))
-            column = k.let(number * i32(TILE))
-            # lane by lane: rows of [k, N] follow each other, a whole vector could cross into the next
-            with k.loop(minimum(i32(layout.n) - column, i32(TILE))) as lane:
-                value = parked[lane]
-                if biases is not None:
-                    value = value + biases[expert * i32(layout.n) + column + lane]
-                target.store(k, t, (j, column + lane), value)

@@ -35,7 +35,8 @@ def comparison(a: TensorType, b: TensorType) -> TensorType:
 
 def sigmoid(x: Array) -> Array:
     with np.errstate(over="ignore"):
-        return (1 / (1 + np.exp(-x))).astype(x.dtype)
+        y: Array = 1 / (1 + np.exp(-x))
+    return y.astype(x.dtype)
 
 
 def gelu(x: Array) -> Array:
@@ -44,7 +45,8 @@ def gelu(x: Array) -> Array:
 
 def gelu_tanh(x: Array) -> Array:
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
-    return (0.5 * x * (1 + np.tanh(inner))).astype(x.dtype)
+    y: Array = 0.5 * x * (1 + np.tanh(inner))
+    return y.astype(x.dtype)
 
 
 UNARY: dict[str, Callable[[Array], Array]] = {

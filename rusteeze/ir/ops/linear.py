@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rusteeze.ir.op import declare
+from rusteeze.ir.ops.elementwise import bf16_bits, bf16_values
 from rusteeze.ir.types import DType, TensorType
 
 Array = np.ndarray
@@ -62,9 +63,11 @@ declare(
 )  # fmt: skip
 
 
-def _infer_quantize(x: TensorType, group: int) -> TensorType:
+def _infer_quantize(x: TensorType, to: str, group: int) -> TensorType:
+    if to not in ("int8", "bf16"):
+        raise TypeError(f"cannot round to {to!r}")
     if not isinstance(x.shape[-1], int) or x.shape[-1] % group:
-        raise TypeError(f"last axis is no multiple of the group {group}")
+        raise TypeError(f"the last axis is no multiple of the group {group}")
     return x
 
 
@@ -79,11 +82,13 @@ def quantize_rows(x: Array, group: int) -> tuple[Array, Array]:
     return q.reshape(x.shape), (top * np.float32(1 / 127))[..., 0]
 
 
-def _quantize(x: Array, group: int) -> Array:
+def _quantize(x: Array, to: str, group: int) -> Array:
+    if to == "bf16":
+        return bf16_values(bf16_bits(x))
     q, scale = quantize_rows(x, group)
-    values = q.reshape(*scale.shape, group).astype(np.float32) * scale[..., None]
+    values: Array = q.reshape(*scale.shape, group).astype(np.float32) * scale[..., None]
     return values.reshape(x.shape)
 
 
-# Rounds activations to int8 per group; the value is that of the rounded number.
-declare("quantize(x) {group: int = 32}", infer=_infer_quantize, reference=_quantize)
+# Rounds activations to int8 per group, or to bf16; the value is that of the rounded number.
+declare("quantize(x) {to: str = 'int8', group: int = 32}", infer=_infer_quantize, reference=_quantize)

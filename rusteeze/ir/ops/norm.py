@@ -21,14 +21,14 @@ def _infer_norm(
 
 def rms_norm(x: Array, w: Array | None, eps: float, offset: float) -> Array:
     x = x.astype(np.float32)
-    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(eps))
+    y: Array = x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(eps))
     return y if w is None else y * (w + np.float32(offset))
 
 
 def layer_norm(x: Array, w: Array | None, b: Array | None, eps: float) -> Array:
     x = x.astype(np.float32)
     c = x - x.mean(-1, keepdims=True)
-    y = c / np.sqrt((c * c).mean(-1, keepdims=True) + np.float32(eps))
+    y: Array = c / np.sqrt((c * c).mean(-1, keepdims=True) + np.float32(eps))
     y = y if w is None else y * w
     return y if b is None else y + b
 

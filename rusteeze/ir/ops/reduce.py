@@ -39,7 +39,8 @@ def _infer_along(x: TensorType, axis: int) -> TensorType:
 
 def softmax(x: Array, axis: int) -> Array:
     e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return (e / e.sum(axis=axis, keepdims=True)).astype(x.dtype)
+    shares: Array = e / e.sum(axis=axis, keepdims=True)
+    return shares.astype(x.dtype)
 
 
 declare("softmax(x) {axis: int}", infer=_infer_along, reference=softmax)

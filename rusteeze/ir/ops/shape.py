@@ -75,7 +75,8 @@ def _infer_slice(x: TensorType, axis: int, start: int, stop: int, step: int) -> 
 def _slice(x: Array, axis: int, start: int, stop: int, step: int) -> Array:
     index: list[Any] = [slice(None)] * x.ndim
     index[axis] = slice(start, stop, step)
-    return x[tuple(index)]
+    part: Array = x[tuple(index)]
+    return part
 
 
 declare(

@@ -1,0 +1,86 @@
+"""Facts about the machine, and how much of it others used while something was measured. Linux only."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+READ_BYTES = 2**30
+SOURCE = Path(__file__).with_name("read_bandwidth.c")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value in the unit of its metric, and the share of the machine that others used meanwhile."""
+
+    value: float
+    foreign: float
+
+
+def cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(("model name", "Model")):
+            return line.split(":", 1)[1].strip()
+    return "unknown"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def commit(checkout: Path) -> str:
+    """The short hash of a checkout, marked when its package was changed after the commit."""
+    git = ["git", "-C", str(checkout)]
+    head = _output([*git, "rev-parse", "--short", "HEAD"])
+    return head + ("+changes" if _output([*git, "status", "--porcelain", "rusteeze"]) else "")
+
+
+def busy_seconds() -> float:
+    """Processor time spent by everyone since the machine started."""
+    ticks = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle, waiting = ticks[3:5]
+    return (sum(ticks) - idle - waiting) / os.sysconf("SC_CLK_TCK")
+
+
+def process_seconds(pid: int) -> float:
+    """Processor time of all threads of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def finished_seconds() -> float:
+    """Processor time of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def watched(work: Callable[[], float], own_seconds: Callable[[], float]) -> Measured:
+    """Run ``work``, which gives the value; ``own_seconds`` is the processor time of those measured."""
+    start, busy, own = time.perf_counter(), busy_seconds(), own_seconds()
+    value = work()
+    others = (busy_seconds() - busy) - (own_seconds() - own)
+    share = others / ((time.perf_counter() - start) * (os.cpu_count() or 1))
+    return Measured(value, max(0.0, share))
+
+
+def read_bandwidth(threads: int, repeats: int) -> list[Measured]:
+    """GB/s (1e9 bytes) of reading a gibibyte. Needs a C compiler."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "read_bandwidth")
+        flags = ["-O3", "-march=native", "-pthread"]
+        subprocess.run(["cc", *flags, str(SOURCE), "-o", program], check=True)
+        command = [program, str(threads), str(READ_BYTES)]
+        return [
+            watched(lambda: float(_output(command)), finished_seconds) for _ in range(repeats)
+        ]
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,58 @@
+"""Products with one weight per (token, choice): the experts of a mixture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rusteeze.codegen.cpu.access import Access, Operand
+from rusteeze.codegen.cpu.emit import STEP_TOKENS, Emitter, i32, minimum
+from rusteeze.codegen.cpu.matmul import activations_argument, multiply
+from rusteeze.codegen.cpu.tiles import TILE, TileLayout
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """``per_choice``: x has a row for every (token, choice), else one per token."""
+
+    layout: TileLayout
+    activation: str
+    x_stride: int
+    per_choice: bool
+    top: int
+    bias: bool
+
+
+def expert_linear(k: Emitter, shape: ExpertShape, index: Access, out: Access) -> None:
+    """y[t, j] = W[idx[t, j]] @ x. Arguments: x, idx, weight, [table], [bias [E, N]], y [T, top, N].
+
+    Columns are shared among the threads."""
+    layout = shape.layout
+    # the rows of a token's choices follow each other
+    x_row = layout.k if shape.per_choice else shape.x_stride
+    x = activations_argument(k, shape.activation, layout.k, x_row)
+    idx = Operand.argument(k, index)
+    weight = k.pointer("int32")
+    table = k.pointer("float32") if layout.format.family == "codebook" else None
+    biases = k.pointer("float32") if shape.bias else None
+    target = Operand.argument(k, out)
+    first, count = k.share(i32(layout.num_tiles))
+    with k.loop(k.step(STEP_TOKENS)) as t, k.loop(shape.top) as j:
+        expert = k.let(idx.load(k, t, (j,)))
+        base = k.offset(weight, expert, layout.bytes, "int32")
+        if shape.per_choice:
+            x_at = k.let(t * i32(shape.x_stride) + j * i32(x_row))
+        else:
+            x_at = k.let(t * i32(x_row))
+        with k.loop(count) as b:
+            number = k.let(first + b)
+            tile = k.offset(base, number, layout.tile_bytes, "int32")
+            acc = multiply(k, x, tile, layout, t, [x_at], table)
+            parked = k.local(TILE, lanes=1)
+            k.store(parked, i32(0), k.let(acc[0]))
+            column = k.let(number * i32(TILE))
+            # lane by lane: rows of [k, N] follow each other, a whole vector could cross into the next
+            with k.loop(minimum(i32(layout.n) - column, i32(TILE))) as lane:
+                value = parked[lane]
+                if biases is not None:
+                    value = value + biases[expert * i32(layout.n) + column + lane]
+                target.store(k, t, (j, column + lane), value)
