@@ -77,9 +77,7 @@ def read_bandwidth(threads: int, repeats: int) -> list[Measured]:
         flags = ["-O3", "-march=native", "-pthread"]
         subprocess.run(["cc", *flags, str(SOURCE), "-o", program], check=True)
         command = [program, str(threads), str(READ_BYTES)]
-        return [
-            watched(lambda: float(_output(command)), finished_seconds) for _ in range(repeats)
-        ]
+        return [watched(lambda: float(_output(command)), finished_seconds) for _ in range(repeats)]
 
 
 def _output(command: list[str]) -> str:

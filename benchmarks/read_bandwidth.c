@@ -1,5 +1,6 @@
 /* How fast this machine reads memory: read_bandwidth THREADS BYTES prints the best of a few rounds in GB/s
    (1e9 bytes). Every thread sums its own part of one buffer, which is far larger than any cache. */
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -42,38 +43,6 @@ static double measure(struct part *parts, int threads) {
 int main(int argc, char **argv) {
     if (argc != 3) return 2;
     int threads = atoi(argv[1]);
-    if (threads < 1 || threads > MAX_THREADS) return 2;
-    size_t count; /* words, a multiple of LANES */
-    uint64_t sum;
-};
-
-static void *read_part(void *argument) {
-    struct part *part = argument;
-    uint64_t lanes[LANES] = {0};
-    for (size_t i = 0; i < part->count; i += LANES)
-        for (int lane = 0; lane < LANES; lane++) lanes[lane] += part->begin[i + lane];
-    for (int lane = 0; lane < LANES; lane++) part->sum += lanes[lane];
-    return NULL;
-}
-
-static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec + 1e-9 * now.tv_nsec;
-}
-
-static double measure(struct part *parts, int threads) {
-    pthread_t ids[MAX_THREADS];
-    double start = seconds();
-    for (int i = 1; i < threads; i++) pthread_create(&ids[i], NULL, read_part, &parts[i]);
-    read_part(&parts[0]);
-    for (int i = 1; i < threads; i++) pthread_join(ids[i], NULL);
-    return seconds() - start;
-}
-
-int main(int argc, char **argv) {
-    if (argc != 4) return 2;
-    int threads = atoi(argv[1]), repeats = atoi(argv[3]);
     if (threads < 1 || threads > MAX_THREADS) return 2;
     size_t count = strtoull(argv[2], NULL, 10) / sizeof(uint64_t) / threads / LANES * LANES;
     size_t bytes = count * threads * sizeof(uint64_t);

@@ -43,7 +43,6 @@ TEXT = (
 PARTS = ("read", "decode", "prefill", "start", "compile")
 
 
-
 @dataclass(frozen=True)
 class Measurement:
     """What is measured, its unit, and how: the value for an engine in repeat number ``seed``."""
@@ -59,14 +58,14 @@ def prompts(count: int, length: int, seed: int) -> list[list[int]]:
     return [[draw.choice(TOKEN_IDS) for _ in range(length)] for _ in range(count)]
 
 
-def decode_rate(engine: Provider, sequences: int, seed: int) -> float:
+def decode_rate(sequences: int, engine: Provider, seed: int) -> float:
     """Tokens per second of all sequences together, the time of the prompts taken off."""
     asked = prompts(sequences, PROMPT_TOKENS, seed)
     short, long = engine.generate(asked, 1), engine.generate(asked, NEW_TOKENS)
     return sequences * (NEW_TOKENS - 1) / (long - short)
 
 
-def prefill_rate(engine: Provider, length: int, seed: int) -> float:
+def prefill_rate(length: int, engine: Provider, seed: int) -> float:
     """Tokens of one prompt per second, up to and with its first new token."""
     return length / engine.generate(prompts(1, length, seed), 1)
 
@@ -82,9 +81,9 @@ def peak_rss(engine: Provider, _: int) -> float:
 def measurements(parts: Sequence[str]) -> Iterator[Measurement]:
     """What to measure of every engine."""
     for n in SEQUENCES if "decode" in parts else ():
-        yield Measurement(f"decode {n}", "tok/s", lambda e, seed, n=n: decode_rate(e, n, seed))
+        yield Measurement(f"decode {n}", "tok/s", partial(decode_rate, n))
     for n in PREFILLS if "prefill" in parts else ():
-        yield Measurement(f"prefill {n}", "tok/s", lambda e, seed, n=n: prefill_rate(e, n, seed))
+        yield Measurement(f"prefill {n}", "tok/s", partial(prefill_rate, n))
     if "start" in parts:
         yield Measurement("start to first token", "s", first_token)
         yield Measurement("peak RSS", "MiB", peak_rss)
@@ -157,7 +156,9 @@ def measure(
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("model", type=Path, help="a GGUF file, which both engines read")
-    parser.add_argument("--llamacpp", metavar="PYTHON", help="interpreter that has llama-cpp-python")
+    parser.add_argument(
+        "--llamacpp", metavar="PYTHON", help="interpreter that has llama-cpp-python"
+    )
     parser.add_argument("--threads", type=int, default=machine.cores())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)

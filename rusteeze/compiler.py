@@ -19,7 +19,7 @@ import rusteeze.source
 from rusteeze.artifact import cache
 from rusteeze.artifact.contract import encode_plan
 from rusteeze.artifact.store import publish
-from rusteeze.codegen.cpu.build import build_library
+from rusteeze.codegen.cpu.build import LibraryBuilds
 from rusteeze.codegen.cpu.isa import ALL, Isa
 from rusteeze.codegen.cpu.lower import Lowered, LoweringOptions, lower
 from rusteeze.codegen.statics import Statics, plain
@@ -78,10 +78,9 @@ def _build(
     optimize(graph, traced.constants, activations, observer)
     progress("generating kernels", 0.45)
     lowered = lower(graph, LoweringOptions(cache_dtype(activations), max_model_len))
-    for isa in host_variants():
-        build_library(lowered.kernels, isa, folder / "cpu", observer)
-    progress("packing weights", 0.7)
-    write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
+    jobs = options.jobs or len(os.sched_getaffinity(0))
+    with LibraryBuilds(lowered.kernels, host_variants(), folder / "cpu", jobs, observer):
+        write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
     (folder / "plan.json").write_bytes(encode_plan(lowered.plan))
     (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
     checkpoint.save_tokenizer(folder)
@@ -171,7 +170,7 @@ def write_weights(
             data = statics.data(name, load)
             assert data.nbytes == statics.nbytes(name), name
             f.write(memoryview(data))
-            progress("packing weights", 0.7 + 0.29 * (i + 1) / len(statics.entries))
+            progress("packing weights", 0.5 + 0.49 * (i + 1) / len(statics.entries))
 
 
 def describe(

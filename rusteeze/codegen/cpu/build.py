@@ -7,9 +7,12 @@ explicit, and TIR's own simplifier would fold (x + c) - c on floats.
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +24,14 @@ from rusteeze.codegen.cpu.emit import Emitter
 from rusteeze.codegen.cpu.isa import Isa
 from rusteeze.codegen.cpu.lowering import Kernel
 from rusteeze.codegen.cpu.step_loop import support_text
+from rusteeze.errors import UserError
 from rusteeze.observe import SOURCES, Observer
 
 PIPELINE = "rusteeze"
 
 
-class BuildError(Exception):
+class BuildError(UserError):
     """The kernels could not be compiled or linked; says what is missing."""
-
-    user_error = True
 
 
 def _pipeline() -> Any:
@@ -100,3 +102,62 @@ def build_library(
     link([object_file], library)
     object_file.unlink()
     return library
+
+
+class LibraryBuilds:
+    """Libraries that child processes build while the ``with`` block does something else.
+
+    At the block's end they are there, or BuildError is raised. The children are forks: kernels are
+    closures, and the compiler is already loaded here."""
+
+    def __init__(
+        self, kernels: Mapping[str, Kernel], isas: Sequence[Isa], folder: Path, jobs: int,
+        observer: Observer | None = None,
+    ) -> None:  # fmt: skip
+        self._children: list[tuple[BaseProcess, Connection]] = []
+        if jobs < 2:
+            for isa in isas:
+                build_library(kernels, isa, folder, observer)
+            return
+        context = multiprocessing.get_context("fork")
+        for isa in isas:
+            receiver, sender = context.Pipe(duplex=False)
+            work = (sender, kernels, isa, folder, observer)
+            child = context.Process(target=_build_in_child, args=work, daemon=True)
+            child.start()
+            sender.close()
+            self._children.append((child, receiver))
+
+    def __enter__(self) -> LibraryBuilds:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for child, receiver in self._children:
+            if kind is not None:
+                child.terminate()
+                child.join()
+                continue
+            problem = _last_word(receiver)
+            child.join()
+            if problem:
+                raise BuildError(problem)
+
+
+def _last_word(receiver: Connection) -> str:
+    """What a child says when it is done: "" or a problem."""
+    try:
+        return receiver.recv_bytes().decode()
+    except EOFError:
+        return "a compiler process died without a word (out of memory?); try --jobs 1"
+
+
+def _build_in_child(
+    sender: Connection, kernels: Mapping[str, Kernel], isa: Isa, folder: Path, observer: Observer | None
+) -> None:
+    try:
+        build_library(kernels, isa, folder, observer)
+        problem = ""
+    except Exception as error:
+        problem = f"building kernels for {isa.name} failed: {error}"
+    sender.send_bytes(problem.encode())
+    sender.close()

@@ -74,7 +74,6 @@ def test_gate_and_up_halves():
     [
         ("start=0, stop=32", "_", "one half"),
         ("start=0, stop=128, step=2", "_", "one half"),
-        ("start=0, stop=64", "@b", "has a bias"),
     ],
 )
 def test_other_cuts_are_refused(bounds, bias, reason):

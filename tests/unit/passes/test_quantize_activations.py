@@ -26,17 +26,31 @@ def quantized(text: str, group: int = 32):
 
 
 def test_one_rounding_serves_all_products():
-    graph, result = quantized(graph_of("affine4g32m-f16", "codebook4g32-f32"))
+    graph, result = quantized(graph_of("affine4g32m-f16", "affine8g32s-f16"))
     assert [n.op.name for n in graph.nodes] == ["quantize", "linear", "linear", "mul"]
     assert {n.operands[0] for n in graph.nodes[1:3]} == {graph.nodes[0].result}
     assert result.matches == 2
 
 
-def test_plain_weights_read_plain_activations():
+def test_each_weight_gets_the_rounding_that_its_format_allows():
     graph, result = quantized(graph_of("affine4g32m-f16", "bf16"))
-    assert graph.nodes[0].op.name == "quantize"
-    assert graph.nodes[2].operands[0] is graph.inputs[0]
-    assert [r.reason for r in result.refusals] == ["the weight is stored as bf16"]
+    roundings = [n.attrs["to"] for n in graph.nodes if n.op.name == "quantize"]
+    assert roundings == ["int8", "bf16"]
+    assert result.matches == 2
+
+
+@pytest.mark.parametrize("stored", ["f32", "f16", "codebook4g32-f32"])
+def test_other_weights_read_exact_activations(stored):
+    graph, result = quantized(graph_of(stored, stored))
+    assert [n.op.name for n in graph.nodes] == ["linear", "linear", "mul"]
+    assert {r.reason for r in result.refusals} == {"activations are not rounded for such a weight"}
+
+
+def test_int8_can_be_declined():
+    graph = parse(graph_of("affine4g32m-f16", "bf16"))
+    result = QuantizeActivations(int8=False).run(graph)
+    assert [n.attrs["to"] for n in graph.nodes if n.op.name == "quantize"] == ["bf16"]
+    assert [r.reason for r in result.refusals] == ["activations are not rounded to int8"]
 
 
 @pytest.mark.parametrize(("width", "group", "matches"), [(48, 32, 0), (48, 16, 2), (64, 32, 2)])
