@@ -18,6 +18,7 @@ import numpy as np
 import rusteeze.source
 from rusteeze.artifact import cache
 from rusteeze.artifact.contract import encode_plan
+from rusteeze.artifact.files import require_free_bytes
 from rusteeze.artifact.store import publish
 from rusteeze.codegen.cpu.build import LibraryBuilds
 from rusteeze.codegen.cpu.isa import ALL, Isa
@@ -77,9 +78,10 @@ def _build(
     activations = choose_activations(graph, options)
     optimize(graph, traced.constants, activations, observer)
     progress("generating kernels", 0.45)
-    lowered = lower(graph, LoweringOptions(cache_dtype(activations), max_model_len))
+    isas = host_isas()
+    lowered = lower(graph, LoweringOptions(cache_dtype(activations), max_model_len, isas))
     jobs = options.jobs or len(os.sched_getaffinity(0))
-    with LibraryBuilds(lowered.kernels, host_variants(), folder / "cpu", jobs, observer):
+    with LibraryBuilds(lowered.kernels, isas, folder / "cpu", jobs, observer):
         write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
     (folder / "plan.json").write_bytes(encode_plan(lowered.plan))
     (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
@@ -146,10 +148,10 @@ def cache_dtype(activations: str) -> str:
     return "f32" if activations == "f32" else "bf16"
 
 
-def host_variants() -> list[Isa]:
+def host_isas() -> tuple[Isa, ...]:
     """Instruction sets of this kind of machine; its own linker can link these."""
     machine = os.uname().machine
-    return [isa for isa in ALL if isa.machine == machine]
+    return tuple(isa for isa in ALL if isa.machine == machine)
 
 
 def write_weights(
@@ -164,6 +166,7 @@ def write_weights(
         end += size
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % 64)
+    require_free_bytes(path.parent, 8 + len(text) + end)
     with path.open("wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for i, name in enumerate(statics.entries):
@@ -189,7 +192,7 @@ def describe(
         "max_model_len": lowered.plan.max_model_len,
         "weights": dict(formats.most_common()),
         "activations": activations,
-        "targets": [f"cpu/{isa.name}" for isa in host_variants()],
+        "targets": [f"cpu/{library.name}" for library in lowered.plan.libraries],
         "kernels": len(lowered.kernels),
         "calls": len(lowered.plan.calls),
     }

@@ -56,8 +56,21 @@ class Pages(msgspec.Struct, frozen=True):
     value_bytes: int
 
 
+class Library(msgspec.Struct, frozen=True):
+    """Compiled kernels for one instruction set: the file ``cpu/<name>.so``.
+
+    It runs on a ``machine`` (as ``uname -m`` says) whose processor has all features in ``requires``
+    (as Linux names them)."""
+
+    name: str
+    machine: str
+    requires: tuple[str, ...]
+
+
 class Plan(msgspec.Struct, frozen=True):
     schema: int
+    libraries: tuple[Library, ...]
+    """By preference."""
     vocab_size: int
     max_model_len: int
     query_tokens: int

@@ -32,9 +32,6 @@ class Checkpoint(Protocol):
     def load(self, param: str) -> Weight:
         """The weight, in the shape that transformers gives it. Reads or maps this one only."""
 
-    def fingerprint(self) -> str:
-        """Identity of the files, in hexadecimal; cheap, and the same until a file changes."""
-
     def save_tokenizer(self, dest: Path) -> None:
         """Write tokenizer.json, chat_template.jinja and generation_config.json into a folder; see
         rusteeze.frontend.tokenizer_files."""

@@ -15,13 +15,12 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from rusteeze.frontend.checkpoint_errors import CheckpointError
 from rusteeze.frontend.conversion import ConversionPlan, meta_model, plan_conversions
-from rusteeze.frontend.fingerprint import fingerprint_of
 from rusteeze.frontend.safetensors_file import (
     SafetensorsModel,
     open_safetensors_model,
     parse_json_object,
 )
-from rusteeze.frontend.tokenizer_files import CONTENT_FILES, save_folder_tokenizer
+from rusteeze.frontend.tokenizer_files import save_folder_tokenizer
 from rusteeze.weights import Dense
 
 CONFIG = "config.json"
@@ -68,12 +67,6 @@ class FolderCheckpoint:
         weight = self._plan.load(param, lambda name: self.stored.home[name].load(name))
         self._match(param, weight.shape)
         return weight
-
-    def fingerprint(self) -> str:
-        names = [self.folder / name for name in (CONFIG, *CONTENT_FILES)]
-        index = [self.stored.index] if self.stored.index else []
-        contents = [p for p in (*names, *index) if p.is_file()]
-        return fingerprint_of([(f.path, f.header) for f in self.stored.files], contents)
 
     def save_tokenizer(self, dest: Path) -> None:
         save_folder_tokenizer(self.folder, self.config, dest)

@@ -16,7 +16,6 @@ from transformers import PreTrainedConfig
 
 from rusteeze.frontend.checkpoint_errors import CheckpointError
 from rusteeze.frontend.conversion import parameter_shapes
-from rusteeze.frontend.fingerprint import fingerprint_of
 from rusteeze.frontend.gguf_blocks import decode, format_of_type
 from rusteeze.frontend.gguf_config import architecture_name, gguf_config
 from rusteeze.frontend.gguf_file import GGUFFile, open_gguf
@@ -68,9 +67,6 @@ class GGUFCheckpoint:
         if weight.shape != recipe.shape:  # a vector that transformers holds as a matrix of one row
             weight = Dense(decoded(weight).values.reshape(recipe.shape), decoded(weight).dtype)
         return weight
-
-    def fingerprint(self) -> str:
-        return fingerprint_of([(self.file.path, bytes(self.file.bytes[: self.file.data_start]))])
 
     def save_tokenizer(self, dest: Path) -> None:
         save_gguf_tokenizer(self.file, dest)

@@ -34,11 +34,6 @@ TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"
 GENERATION = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-CONTENT_FILES = (
-    TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, GENERATION, "chat_template.json", "tokenizer.model",
-    "special_tokens_map.json", "vocab.json", "merges.txt",
-)  # fmt: skip
-"""Files of a model folder that may decide how text becomes tokens."""
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")

@@ -11,12 +11,14 @@ import ctypes
 import platform
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rusteeze import env
+from rusteeze.artifact import contract
+from rusteeze.errors import UserError
 
 SHARED_WORDS = 64
 PROGRAM, COUNT, STEP, THREADS, STOP, STEP_SPINS, BARRIER_SPINS, MOST_BARRIER_SPINS = range(24, 32)
@@ -25,21 +27,9 @@ BARRIER_FLAG = 1
 SPINS_BETWEEN_STEPS = 20_000
 SPINS_AT_BARRIER = 20_000
 
-# Instruction sets by preference, with the processor flags that they need.
-VARIANTS: tuple[tuple[str, str, frozenset[str]], ...] = (
-    (
-        "avx512-vnni-bf16", "x86_64",
-        frozenset(["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512vbmi", "fma", "f16c"]),
-    ),
-    ("avx2", "x86_64", frozenset(["avx2", "fma", "f16c"])),
-    ("neon-dotprod", "aarch64", frozenset(["asimd", "asimddp", "fphp"])),
-)  # fmt: skip
 
-
-class LaunchError(Exception):
-    """No library of the artifact runs on this processor."""
-
-    user_error = True
+class LaunchError(UserError):
+    """No library of the artifact runs on this processor, or one lacks a kernel."""
 
 
 def cpu_flags() -> frozenset[str]:
@@ -54,24 +44,22 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
-def usable_variants() -> list[str]:
-    """Names of the instruction sets that this machine has, best first.
+def runs_here(machine: str, requires: Iterable[str]) -> bool:
+    """Whether this is such a machine and its processor has these features."""
+    return machine == platform.machine() and cpu_flags().issuperset(requires)
 
-    RUSTEEZE_ISA forces one (for measuring)."""
-    flags = cpu_flags()
-    names = [n for n, machine, needs in VARIANTS if machine == platform.machine() and needs <= flags]
+
+def choose_library(folder: Path, libraries: Sequence[contract.Library]) -> Path:
+    """The first library in an artifact's ``cpu`` folder that runs here; RUSTEEZE_ISA forces one by name
+    (for measuring). LaunchError if none does."""
     forced = env.ISA.get()
-    return [n for n in names if n == forced] if forced else names
-
-
-def choose_library(folder: Path) -> Path:
-    """The best library of an artifact's ``cpu`` folder. LaunchError if none fits."""
-    usable = usable_variants()
-    for name in usable:
-        if (folder / f"{name}.so").exists():
-            return folder / f"{name}.so"
-    have = ", ".join(sorted(p.stem for p in folder.glob("*.so"))) or "none"
-    raise LaunchError(f"no kernels for this processor: it runs {usable}, the artifact has {have}")
+    for library in libraries:
+        wanted = library.name == forced if forced else True
+        if wanted and runs_here(library.machine, library.requires):
+            return folder / f"{library.name}.so"
+    have = ", ".join(library.name for library in libraries) or "none"
+    choice = f" and RUSTEEZE_ISA asks for {forced}" if forced else ""
+    raise LaunchError(f"no kernels for this processor: the artifact has {have}{choice}; compile it here")
 
 
 class Library:

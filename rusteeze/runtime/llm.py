@@ -43,7 +43,7 @@ def load(artifact: Path, threads: int | None = None, kv_bytes: int | None = None
     plan = decode_plan(member(artifact, manifest, "plan.json").read_bytes())
     executor = CpuExecutor(
         plan, WeightFile(member(artifact, manifest, "weights.safetensors")),
-        choose_library(artifact / "cpu"), num_threads=threads or available_cores(),
+        choose_library(artifact / "cpu", plan.libraries), num_threads=threads or available_cores(),
         num_blocks=cache_blocks(plan, kv_bytes or DEFAULT_KV_BYTES),
     )  # fmt: skip
     tokenizer = Tokenizer.from_file(member(artifact, manifest, "tokenizer.json"))

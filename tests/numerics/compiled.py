@@ -18,7 +18,8 @@ from rusteeze.compiler import cache_dtype, optimize
 from rusteeze.ir import Graph
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.executor import CpuExecutor
-from rusteeze.runtime.launch import usable_variants
+from rusteeze.runtime.launch import runs_here
+from rusteeze.weights import Dense
 
 Array = np.ndarray
 NUM_BLOCKS = 32
@@ -27,8 +28,9 @@ NAN_BYTE = 0xFF
 
 def host_isa(name: str | None = None) -> Isa:
     """The instruction set of that name, by default the best one of this machine."""
-    wanted = name or usable_variants()[0]
-    return next(isa for isa in ALL if isa.name == wanted)
+    return next(
+        isa for isa in ALL if runs_here(isa.machine, isa.requires) and name in (None, isa.name)
+    )
 
 
 class MemoryWeights:
@@ -46,12 +48,19 @@ class CompiledStep:
 
     def __init__(
         self, graph: Graph, weights: Mapping[str, Array], constants: Mapping[str, Array], folder: Path,
-        activations: str = "f32", threads: int = 1, isa: Isa | None = None,
+        activations: str = "f32", threads: int = 1, isa: Isa | None = None, dtype: str = "f32",
     ) -> None:  # fmt: skip
+        def load(name: str) -> Dense:
+            weight = plain(weights[name])
+            matrix = name not in constants and weight.values.ndim > 1
+            return weight.converted(dtype) if matrix else weight
+
+        for name, value in graph.weights.items():
+            value.format = load(name).format
         optimize(graph, dict(constants), activations)
         lowered = lower(graph, LoweringOptions(cache_dtype(activations), MAX_MODEL_LEN))
         packed = {
-            name: lowered.statics.data(name, lambda n: plain(weights[n]))
+            name: lowered.statics.data(name, load)
             for name in lowered.statics.entries
         }
         for name, data in packed.items():

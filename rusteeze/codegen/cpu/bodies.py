@@ -53,10 +53,6 @@ def body_key(body: Graph) -> str:
     return f"{types}{rows}{[number[v] for v in body.outputs]}"
 
 
-def is_elementwise(node: Node) -> bool:
-    return node.op.name in OPS or node.op.name == "const"
-
-
 def needs_scalars(nodes: Sequence[Node]) -> bool:
     return any(n.op.name in SCALAR_ONLY for n in nodes)
 

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import tvm
 from tvm import tirx
 from tvm.ir import PointerType, PrimType
 
@@ -27,7 +26,6 @@ Expr = Any  # tirx.PrimExpr; its operators are typed as Any by tvm
 
 # Slots of the step array.
 STEP_TOKENS, STEP_ROWS, STEP_TILES, STEP_TABLE_WIDTH = range(4)
-STEP_SLOTS = 8
 
 
 def i32(value: int) -> Expr:
@@ -121,10 +119,6 @@ def maximum(a: Expr, b: Expr) -> Expr:
 def floordiv(a: Expr, b: Expr | int) -> Expr:
     """Integer quotient of non-negative operands."""
     return tirx.Div(a, i32(b) if isinstance(b, int) else b)
-
-
-def floormod(a: Expr, b: Expr | int) -> Expr:
-    return tirx.Mod(a, i32(b) if isinstance(b, int) else b)
 
 
 class Buffer:
@@ -269,7 +263,3 @@ def _sequence(statements: list[Any]) -> Any:
     if not statements:
         return tirx.Evaluate(i32(0))
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
-
-
-def module(functions: dict[str, Any]) -> Any:
-    return tvm.IRModule(functions)

@@ -70,10 +70,12 @@ class PendingCall:
 
 @dataclass(frozen=True)
 class LoweringOptions:
-    """``cache_dtype``: element type of the KV cache, "f32" or "bf16"."""
+    """``cache_dtype``: element type of the KV cache, "f32" or "bf16". ``isas``: for which libraries will
+    be built, by preference."""
 
     cache_dtype: str = "f32"
     max_model_len: int = 4096
+    isas: tuple[Isa, ...] = ()
 
 
 class Lowering:

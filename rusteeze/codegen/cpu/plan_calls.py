@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rusteeze.artifact.contract import SCHEMA, Arg, Buffer, Call, Plan
+from rusteeze.artifact.contract import SCHEMA, Arg, Buffer, Call, Library, Plan
 from rusteeze.codegen.cpu.lowering import Lowering, PageSet, PendingCall, Pointer
 from rusteeze.codegen.memory import Lifetime, assign_offsets
 from rusteeze.codegen.views import Storage
@@ -34,6 +34,7 @@ def make_plan(ctx: Lowering) -> Plan:
     meets = barriers(ctx.calls, offsets)
     return Plan(
         schema=SCHEMA,
+        libraries=tuple(Library(i.name, i.machine, tuple(sorted(i.requires))) for i in ctx.options.isas),
         vocab_size=int(logits.type.shape[1]),
         max_model_len=ctx.options.max_model_len,
         query_tokens=ctx.query_tokens,

@@ -27,7 +27,6 @@ from rusteeze.codegen.cpu.emit import (
     minimum,
     select,
     splat,
-    vector_type,
 )
 
 LOG2E = math.log2(math.e)
@@ -198,15 +197,3 @@ OPS: dict[str, Callable[..., Any]] = {
     "logical_not": lambda k, x: k.let(splat(i32(1), lanes_of(x)) - x),
 }
 SCALAR_ONLY = frozenset({"log", "sin", "cos", "pow", "softplus"})
-
-
-def zero(lanes: int) -> Expr:
-    return splat(0.0, lanes)
-
-
-def zero_int(lanes: int) -> Expr:
-    return splat(i32(0), lanes)
-
-
-def float_type(lanes: int) -> str:
-    return vector_type("float32", lanes)

@@ -216,14 +216,6 @@ def test_unknown_parameter(tmp_path):
         open_checkpoint(path).load("x")
 
 
-def test_fingerprint_follows_the_file(tmp_path):
-    _, path = written(tmp_path)
-    before = open_checkpoint(path).fingerprint()
-    assert before == open_checkpoint(path).fingerprint()
-    written(tmp_path, metadata={"general.name": "other"})
-    assert before != open_checkpoint(path).fingerprint()
-
-
 def test_tokenizer_files(tmp_path):
     _, path = written(tmp_path, metadata=vocabulary())
     dest = tmp_path / "out"
