@@ -67,6 +67,7 @@ def _build(
     observer = Observer.from_environment()
     progress("reading the checkpoint", 0.0)
     checkpoint = open_checkpoint(model.path)
+    checkpoint.params()  # so that files which do not fit together are told of before any long work
     max_model_len = options.max_model_len or model_len(checkpoint.config)
     progress("tracing", 0.05)
     traced = trace(checkpoint.config, max_model_len)

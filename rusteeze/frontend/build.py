@@ -24,6 +24,7 @@ from rusteeze.frontend.errors import (
     LostBuffer,
     UnknownArchitecture,
     UnsupportedAttention,
+    UnusableConfig,
 )
 from rusteeze.frontend.masks import IMPLEMENTATION
 
@@ -55,11 +56,7 @@ def build_model(config: PretrainedConfig) -> BuiltModel:
     _check_layer_types(config)
     intercepts = not _uses_interface(model_class)
     config._experts_implementation = IMPLEMENTATION
-    with torch.device("meta"):
-        model = model_class._from_config(
-            config, dtype=torch.float32,
-            attn_implementation="sdpa" if intercepts else IMPLEMENTATION,
-        ).eval()  # fmt: skip
+    model = _construct(model_class, config, "sdpa" if intercepts else IMPLEMENTATION)
     tied = _find_tied(model)
     built = BuiltModel(model, config.get_text_config().num_hidden_layers, intercepts, tied)
     built.param_shapes = {
@@ -78,6 +75,21 @@ def _model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
         ) from None
     model_class: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found  # type: ignore[assignment]
     return model_class
+
+
+def _construct(
+    model_class: type[PreTrainedModel], config: PretrainedConfig, attention: str
+) -> PreTrainedModel:
+    try:
+        with torch.device("meta"):
+            return model_class._from_config(
+                config, dtype=torch.float32, attn_implementation=attention
+            ).eval()
+    except Exception as e:  # whatever a model class objects to in the configuration
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        raise UnusableConfig(
+            f"transformers builds no {model_class.__name__} of this configuration ({reason}); correct it"
+        ) from e
 
 
 def _check_layer_types(config: PretrainedConfig) -> None:

@@ -77,8 +77,10 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
     except Exception as e:  # whatever a model class objects to in the configuration
-        reason = " ".join(str(e).split())[:200]
-        raise CheckpointError(f"transformers builds no model of {type(config).__name__}: {reason}") from e
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        raise CheckpointError(
+            f"transformers builds no model of this {type(config).__name__} ({reason}); correct it"
+        ) from e
 
 
 def plan_conversions(model: PreTrainedModel, tensors: Iterable[str]) -> ConversionPlan:

@@ -13,6 +13,10 @@ class UnknownArchitecture(FrontendError):
     """The configuration belongs to no causal language model of the installed transformers."""
 
 
+class UnusableConfig(FrontendError):
+    """No model can be built from the configuration: a value of it makes no sense."""
+
+
 class UnsupportedAttention(FrontendError):
     """Attention that cannot be captured: no interface, or layers that are not attention at all."""
 

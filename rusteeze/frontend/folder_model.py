@@ -6,12 +6,13 @@ refused, and code that comes with a model is never run.
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from rusteeze.frontend.checkpoint_errors import CheckpointError
 from rusteeze.frontend.conversion import ConversionPlan, meta_model, plan_conversions
@@ -24,7 +25,10 @@ from rusteeze.frontend.tokenizer_files import save_folder_tokenizer
 from rusteeze.weights import Dense
 
 CONFIG = "config.json"
+MAX_LAYERS = 1 << 12  # keeps absurd numbers from reaching model constructors
+MAX_POSITIONS = 1 << 40
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 
 class FolderCheckpoint:
@@ -32,9 +36,12 @@ class FolderCheckpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config: PreTrainedConfig = _read_config(folder)
+        self.config: PreTrainedConfig = read_config(folder)
         _refuse_pickles(folder)
         self.stored: SafetensorsModel = open_safetensors_model(folder)
+        layers, tensors = self.config.get_text_config().num_hidden_layers, len(self.stored.home)
+        if layers > tensors:
+            raise CheckpointError(f"{folder / CONFIG} states {layers} layers, but {tensors} tensors are stored")
 
     @cached_property
     def _plan(self) -> ConversionPlan:
@@ -91,9 +98,11 @@ class FolderCheckpoint:
                     f"{self.folder} holds {name} as {list(stored)}, but {CONFIG} makes {param} "
                     f"{list(shapes[param])}; config and weights are of different models"
                 )
-        for name in plan.unused:
-            if name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in shapes:
-                raise CheckpointError(f"{self.folder} stores {name}, but {CONFIG} makes a model without it")
+        for name in _missed(plan):
+            raise CheckpointError(
+                f"{self.folder} stores {name}, but {CONFIG} makes a model without it; "
+                "config and weights are of different models"
+            )
         for target, source in (plan.model.all_tied_weights_keys or {}).items():
             if target in plan.conversions and source in plan.conversions:
                 self._check_tie(plan, target, source)
@@ -107,19 +116,56 @@ class FolderCheckpoint:
             )
 
 
-def _read_config(folder: Path) -> PreTrainedConfig:
+def _missed(plan: ConversionPlan) -> list[str]:
+    """Stored tensors without a partner that show the model to be another one: the bias of a layer that
+    has none, or a layer too many. Others are leftovers of training or of older versions."""
+    params = set(plan.model.state_dict())
+    layered = {_LAYER_NUMBER.sub(".N.", name) for name in params}
+    ignored = plan.model._keys_to_ignore_on_load_unexpected or ()
+    return [
+        name for name in plan.unused
+        if not any(re.search(pattern, name) for pattern in ignored)
+        and (_LAYER_NUMBER.sub(".N.", name) in layered or _weight_beside(name) in params)
+    ]  # fmt: skip
+
+
+def _weight_beside(name: str) -> str | None:
+    return f"{name.removesuffix('bias')}weight" if name.endswith(".bias") else None
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a model folder. CheckpointError when it is none that could be compiled."""
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {CONFIG}; give the folder of a Hugging Face model")
     table = parse_json_object(path.read_bytes(), path)
     _refuse_quantised(path, table)
-    if not isinstance(table.get("model_type"), str):
-        raise CheckpointError(f"{path} states no model_type; is it the config of a transformers model?")
+    _check_model_type(path, table.get("model_type"))
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as e:  # whatever a configuration class objects to
         reason = " ".join(str(e).split())[:200]
         raise CheckpointError(f"{path} is not understood by transformers: {reason}") from e
+    _check_counts(path, config.get_text_config())
+    return config
+
+
+def _check_model_type(path: Path, stated: Any) -> None:
+    if not isinstance(stated, str):
+        raise CheckpointError(f"{path} states no model_type; is it the config of a transformers model?")
+    if stated not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"{path} states model_type {stated[:40]!r}, which is not understood without running "
+            "the model's own code; choose another model or a newer transformers"
+        )
+
+
+def _check_counts(path: Path, config: PreTrainedConfig) -> None:
+    """Numbers that transformers takes as they come."""
+    for name, most in (("num_hidden_layers", MAX_LAYERS), ("max_position_embeddings", MAX_POSITIONS)):
+        value = getattr(config, name, None)
+        if value is not None and (type(value) is not int or not 1 <= value <= most):
+            raise CheckpointError(f"{path} states {name} {str(value)[:40]}, which no model has; correct it")
 
 
 def _refuse_quantised(path: Path, table: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -46,17 +46,13 @@ class Tokenizer:
 
     @staticmethod
     def from_file(path: str | Path) -> Tokenizer:
-        """Load a ``tokenizer.json``."""
-        return Tokenizer.from_json(Path(path).read_text(encoding="utf-8"))
+        """Load a ``tokenizer.json``. Read by the package: its text is never a Python string."""
+        return Tokenizer(_backend(Backend.from_file, str(path)))
 
     @staticmethod
     def from_json(text: str) -> Tokenizer:
         """Load the contents of a ``tokenizer.json``."""
-        try:
-            backend = Backend.from_str(text)
-        except Exception as error:  # the package raises bare Exception
-            raise ValueError(f"not a readable tokenizer.json: {error}") from error
-        return Tokenizer(backend)
+        return Tokenizer(_backend(Backend.from_str, text))
 
     @property
     def vocab_size(self) -> int:
@@ -141,6 +137,13 @@ class Detokenizer:
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed, or ""."""
         return self._utf8.decode(b"", final=True)
+
+
+def _backend(read: Callable[[str], Backend], source: str) -> Backend:
+    try:
+        return read(source)
+    except Exception as error:  # the package raises bare Exception
+        raise ValueError(f"not a readable tokenizer.json: {error}") from error
 
 
 def _decodes(backend: Backend, tokens: list[str], text: str) -> bool:

@@ -1,38 +1,32 @@
-"""Paged causal attention and the writing of its cache.
+"""Paged causal attention.
 
 Work is cut into *tiles* of up to ``query_tokens`` consecutive tokens of one sequence; a tile times a
 group of query heads that share a key head is one work item. Prefill and decode are the same code with
 another number of rows, and every row goes through the keys in the same rounds of 64 with the same
 online softmax (Milakov & Gimelshein 2018; FlashAttention, Dao et al. 2022): its result does not depend
 on what else is in the tile or in the batch.
-
-Cache pages hold 16 tokens of one layer. float32: K page [heads][D][16], V page [heads][16][DVp].
-bf16: K page [heads][D/2][16] of pairs of dims, V page [heads][8][DVp] of pairs of tokens, as 32-bit
-words, so that a bf16 dot product reads both without conversion. DVp is DV rounded up to 16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
 
+from rusteeze.artifact.contract import TILE_FIELDS
 from rusteeze.codegen.cpu.access import Access, Operand
+from rusteeze.codegen.cpu.attention_shape import PAGE, AttentionShape
 from rusteeze.codegen.cpu.emit import (
     LANES,
     STEP_TABLE_WIDTH,
     STEP_TILES,
-    STEP_TOKENS,
     Buffer,
     Emitter,
     Expr,
-    bits_as,
     convert,
     f32,
     fma,
     i32,
-    lanes_of,
     maximum,
     minimum,
     ramp,
@@ -41,171 +35,14 @@ from rusteeze.codegen.cpu.emit import (
     select,
     splat,
 )
-from rusteeze.codegen.cpu.rope import Heads, Rotation
-from rusteeze.codegen.cpu.vector_math import LOG2E, exp2, tanh
+from rusteeze.codegen.cpu.vector_math import LOG2E, bf16_bits, exp2, tanh
 
-PAGE = 16
 PAGES_PER_ROUND = 4
 ROUND = PAGE * PAGES_PER_ROUND
-MOST_ROWS = 12
 MOST_REGISTERS = 24
 NEVER = -1e30
-TILE_FIELDS = 4  # first row, number of rows, first position, sequence
 
 
-@dataclass(frozen=True)
-class AttentionShape:
-    """Static facts of one attention op. ``cache`` is "f32" or "bf16"."""
-
-    heads: int
-    kv_heads: int
-    width: int  # D
-    value_width: int  # DV
-    scale: float
-    window: int
-    softcap: float
-    sinks: bool
-    cache: str
-
-    @property
-    def group(self) -> int:
-        return self.heads // self.kv_heads
-
-    @property
-    def chunks(self) -> int:
-        """Work items per key head."""
-        return -(-self.group // MOST_ROWS)
-
-    @property
-    def heads_per_item(self) -> int:
-        return -(-self.group // self.chunks)
-
-    @property
-    def query_tokens(self) -> int:
-        return max(1, MOST_ROWS // self.heads_per_item)
-
-    @property
-    def padded_value_width(self) -> int:
-        return -(-self.value_width // LANES) * LANES
-
-    @property
-    def element_bytes(self) -> int:
-        return 4 if self.cache == "f32" else 2
-
-    @property
-    def key_page_bytes(self) -> int:
-        return self.kv_heads * self.width * PAGE * self.element_bytes
-
-    @property
-    def value_page_bytes(self) -> int:
-        return self.kv_heads * self.padded_value_width * PAGE * self.element_bytes
-
-    def label(self) -> str:
-        extra = (f"_w{self.window}" if self.window else "") + ("_cap" if self.softcap else "")
-        extra += "_sink" if self.sinks else ""
-        return f"h{self.heads}x{self.kv_heads}_d{self.width}x{self.value_width}_{self.cache}{extra}"
-
-
-# ---- writing --------------------------------------------------------------------------------------
-def write_cache(
-    k: Emitter, shape: AttentionShape, key: Access, value: Access, rotation: Rotation | None
-) -> None:
-    """Arguments: key, [positions, cos, sin], value, slot_mapping, key pages, value pages. Rows are
-    shared."""
-    keys_in, values_in = Heads(k, key, rotation), Heads(k, value, None)
-    slots = k.pointer("int32")
-    word = "float32" if shape.cache == "f32" else "uint16"
-    keys, values = k.pointer(word), k.pointer(word)
-    tokens = k.step(STEP_TOKENS)
-    first, count = k.share(tokens)
-    with k.loop(count) as n:
-        row = k.let(first + n)
-        slot = k.let(slots[row])
-        page, at = k.let(tirx.Div(slot, i32(PAGE))), k.let(tirx.Mod(slot, i32(PAGE)))
-        key_page = k.offset(keys, page, shape.key_page_bytes, word)
-        value_page = k.offset(values, page, shape.value_page_bytes, word)
-        with k.loop(shape.kv_heads) as head:
-            _write_key(k, shape, keys_in, row, head, at, key_page)
-            _write_value(k, shape, values_in, row, head, at, value_page)
-        if shape.cache == "bf16":
-            _clear_partner(k, shape, slots, row, slot, at, tokens, value_page)
-
-
-def _write_key(
-    k: Emitter, shape: AttentionShape, source: Heads, row: Expr, head: Expr, at: Expr, page: Buffer
-) -> None:
-    """A column of the page: element d of token ``at``."""
-    if shape.cache == "f32":
-
-        def put(d: Expr | int, value: Expr) -> None:
-            k.store(page, (head * i32(shape.width) + d) * i32(PAGE) + at, value, stride=PAGE)
-    else:
-
-        def put(d: Expr | int, value: Expr) -> None:
-            # pairs (2p, 2p+1) share a word
-            words = _bf16(value)
-            base = k.let(head * i32(shape.width // 2) * i32(2 * PAGE) + at * i32(2))
-            if isinstance(d, int):
-                k.store_lanes(page, [base + i32((d + j) // 2 * 2 * PAGE + (d + j) % 2) for j in range(LANES)], words)
-            else:
-                k.store(page, base + tirx.Div(d, i32(2)) * i32(2 * PAGE) + tirx.Mod(d, i32(2)), words)
-
-    _each_element(k, source, shape.width, row, head, put)
-
-
-def _write_value(
-    k: Emitter, shape: AttentionShape, source: Heads, row: Expr, head: Expr, at: Expr, page: Buffer
-) -> None:
-    """A row of the page (f32), or every other half word of a row of pairs (bf16)."""
-    width = shape.padded_value_width
-
-    def put(d: Expr | int, value: Expr) -> None:
-        if shape.cache == "f32":
-            k.store(page, (head * i32(PAGE) + at) * i32(width) + d, value)
-            return
-        pair = (head * i32(PAGE // 2) + tirx.Div(at, i32(2))) * i32(width) + d
-        k.store(page, pair * i32(2) + tirx.Mod(at, i32(2)), _bf16(value), stride=2)
-
-    _each_element(k, source, shape.value_width, row, head, put)
-
-
-def _each_element(
-    k: Emitter, source: Heads, width: int, row: Expr, head: Expr, put: Callable[[Expr | int, Expr], None]
-) -> None:
-    """put(first element, one or 16 values) over a head."""
-    if source.in_vectors:
-        for c in range(0, width, LANES):
-            put(c, source.vector(row, head, c))
-    else:
-        with k.loop(width) as d:
-            put(d, source.element(row, head, d))
-
-
-def _bf16(x: Expr) -> Expr:
-    """Round to nearest even, as the hardware does for finite numbers; 16 bits per lane."""
-    u = bits_as(x, "uint32")
-    lanes = lanes_of(x)
-    odd = tirx.bitwise_and(tirx.shift_right(u, _u32(16, lanes)), _u32(1, lanes))
-    return convert(tirx.shift_right(u + odd + _u32(0x7FFF, lanes), _u32(16, lanes)), "uint16")
-
-
-def _u32(value: int, lanes: int) -> Expr:
-    return splat(tirx.const(value, "uint32"), lanes)
-
-
-def _clear_partner(k, shape, slots, row, slot, at, tokens, value_page) -> None:  # type: ignore[no-untyped-def]
-    """A pair of tokens is read as a whole: an even token without successor gets a zero beside it, as
-    its own weight there is 0 but 0 * NaN would not be."""
-    following = k.let(minimum(row + i32(1), tokens - i32(1)))
-    alone = tirx.any(following == row, slots[following] != slot + i32(1))
-    with k.when(tirx.all(tirx.EQ(tirx.Mod(at, i32(2)), i32(0)), alone)), k.loop(shape.kv_heads) as head:
-        base = k.let((head * i32(PAGE // 2) + tirx.Div(at, i32(2))) * i32(shape.padded_value_width))
-        with k.loop(shape.value_width) as d:
-            zero = tirx.const(0, "uint16")
-            k.store(value_page, (base + d) * i32(2) + i32(1), zero)
-
-
-# ---- reading --------------------------------------------------------------------------------------
 @dataclass
 class _Item:
     """One work item: its query rows (how many is static) and the pages that it reads.
@@ -320,7 +157,7 @@ def _start(k: Emitter, shape: AttentionShape, q: Operand, item: _Item) -> _Regis
 def _paired(k: Emitter, floats: Buffer, count: int) -> Buffer:
     pairs = k.local(count, "int32", lanes=1)
     with k.loop(count) as p:
-        low, high = _bf16(floats[p * i32(2)]), _bf16(floats[p * i32(2) + i32(1)])
+        low, high = bf16_bits(floats[p * i32(2)]), bf16_bits(floats[p * i32(2) + i32(1)])
         word = tirx.bitwise_or(convert(low, "int32"), tirx.shift_left(convert(high, "int32"), i32(16)))
         k.store(pairs, p, word)
     return pairs

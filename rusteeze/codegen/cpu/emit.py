@@ -226,6 +226,9 @@ class Emitter:
     @contextmanager
     def loop(self, extent: Expr | int) -> Iterator[Expr]:
         """for i in range(extent)"""
+        if isinstance(extent, int) and extent == 1:
+            yield i32(0)
+            return
         extent = i32(extent) if isinstance(extent, int) else self.let(extent)
         variable = tirx.Var(self._fresh("i"), "int32")
         with self._block() as body:

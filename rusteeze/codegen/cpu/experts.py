@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from rusteeze.codegen.cpu.access import Access, Operand
 from rusteeze.codegen.cpu.emit import STEP_TOKENS, Emitter, i32, minimum
-from rusteeze.codegen.cpu.matmul import activations_argument, multiply
+from rusteeze.codegen.cpu.matmul import activations_argument, multiply_at
 from rusteeze.codegen.cpu.tiles import TILE, TileLayout
 
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """``per_choice``: x has a row for every (token, choice), else one per token."""
+    """``per_choice``: x has K elements for every (token, choice), one choice behind the other, else K per
+    token. ``x_stride``: elements from token to token."""
 
     layout: TileLayout
     activation: str
@@ -27,9 +28,7 @@ def expert_linear(k: Emitter, shape: ExpertShape, index: Access, out: Access) ->
 
     Columns are shared among the threads."""
     layout = shape.layout
-    # the rows of a token's choices follow each other
-    x_row = layout.k if shape.per_choice else shape.x_stride
-    x = activations_argument(k, shape.activation, layout.k, x_row)
+    x = activations_argument(k, shape.activation, layout.k, shape.x_stride)
     idx = Operand.argument(k, index)
     weight = k.pointer("int32")
     table = k.pointer("float32") if layout.format.family == "codebook" else None
@@ -39,14 +38,12 @@ def expert_linear(k: Emitter, shape: ExpertShape, index: Access, out: Access) ->
     with k.loop(k.step(STEP_TOKENS)) as t, k.loop(shape.top) as j:
         expert = k.let(idx.load(k, t, (j,)))
         base = k.offset(weight, expert, layout.bytes, "int32")
-        if shape.per_choice:
-            x_at = k.let(t * i32(shape.x_stride) + j * i32(x_row))
-        else:
-            x_at = k.let(t * i32(x_row))
+        x_at = t * i32(x.stride)
+        x_at = k.let(x_at + j * i32(layout.k) if shape.per_choice else x_at)
         with k.loop(count) as b:
             number = k.let(first + b)
             tile = k.offset(base, number, layout.tile_bytes, "int32")
-            acc = multiply(k, x, tile, layout, t, [x_at], table)
+            acc = multiply_at(k, x, tile, layout, t, [x_at], table)
             parked = k.local(TILE, lanes=1)
             k.store(parked, i32(0), k.let(acc[0]))
             column = k.let(number * i32(TILE))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from rusteeze.artifact.contract import Pages
-from rusteeze.codegen.cpu import attention, rope
-from rusteeze.codegen.cpu.attention import AttentionShape
+from rusteeze.codegen.cpu import rope
+from rusteeze.codegen.cpu.attention import attend
+from rusteeze.codegen.cpu.attention_cache import write_cache
+from rusteeze.codegen.cpu.attention_shape import AttentionShape
 from rusteeze.codegen.cpu.lowering import Lowering, LoweringError, PageSet, Pointer, at
 from rusteeze.codegen.cpu.rope import Rotation
 from rusteeze.ir import Graph, Node, Value, print_node_line
@@ -49,7 +51,7 @@ def lower_attention(ctx: Lowering, node: Node) -> None:
     tokens, out_row = ctx.query_tokens, out.access.row
     ctx.call(
         f"attention_{shape.label()}_q{tokens}", f"{query.access.key()}|{shape}|{out_row}",
-        lambda k, _isa: attention.attend(k, shape, query.access, tokens, out_row), reads, [at(out)], node,
+        lambda k, _isa: attend(k, shape, query.access, tokens, out_row), reads, [at(out)], node,
     )  # fmt: skip
 
 
@@ -69,7 +71,7 @@ def _write_cache(ctx: Lowering, node: Node, shape: AttentionShape, pages: list[P
     a, b = keys.access, values.access
     ctx.call(
         label, f"{a.key()}|{b.key()}|{rotation}",
-        lambda k, _isa: attention.write_cache(k, shape, a, b, rotation), reads, pages, node,
+        lambda k, _isa: write_cache(k, shape, a, b, rotation), reads, pages, node,
     )  # fmt: skip
 
 

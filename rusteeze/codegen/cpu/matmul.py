@@ -10,6 +10,7 @@ per row with one or more vectors of 16 columns (a *block* is several tiles, e.g.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -137,17 +138,25 @@ def multiply(
     k: Emitter, x: Activations, tile: Buffer, layout: TileLayout, row: Expr, num_rows: int,
     table: Buffer | None,
 ) -> Buffer:  # fmt: skip
-    """R x 16 accumulators of one tile."""
-    acc = k.local(num_rows)
-    for i in range(num_rows):
+    """R x 16 accumulators of one tile, for ``num_rows`` rows from ``row`` on."""
+    starts = [k.let((row + i32(i)) * i32(x.stride)) for i in range(num_rows)]
+    return multiply_at(k, x, tile, layout, row, starts, table)
+
+
+def multiply_at(
+    k: Emitter, x: Activations, tile: Buffer, layout: TileLayout, row: Expr, starts: list[Expr],
+    table: Buffer | None,
+) -> Buffer:  # fmt: skip
+    """The same for rows that begin at ``starts`` (elements of x); ``row`` counts group headers."""
+    acc = k.local(len(starts))
+    for i in range(len(starts)):
         k.store(acc, i, splat(0.0, TILE))
-    rows = [k.let((row + i32(i)) * i32(x.stride)) for i in range(num_rows)]
     if x.kind == "q8":
-        _multiply_q8(k, x, tile, layout, row, rows, acc)
+        _multiply_q8(k, x, tile, layout, row, starts, acc)
     elif x.kind == "bf16":
-        _multiply_bf16(k, x, tile, layout, rows, acc)
+        _multiply_bf16(k, x, tile, layout, starts, acc)
     else:
-        _multiply_f32(k, x, tile, layout, rows, acc, table)
+        _multiply_f32(k, x, tile, layout, starts, acc, table)
     return acc
 
 
@@ -168,15 +177,19 @@ def _multiply_f32(
         record = k.let(g * i32(layout.record_bytes // 4))
         scale, low = _scales(k, tile, layout, record)
         per_word = 8 if layout.code_bits == 4 else 4
-        for z in range(group // per_word):
-            word = k.let(tile.load(record + i32(z * TILE), TILE))
-            for j in range(per_word):
-                shift = (8 * (j % 4) + 4 * (j // 4)) if per_word == 8 else 8 * j
-                code = _bits(word, shift, layout.code_bits)
-                value = k.let(_decode(code, layout, scale, low, table))
-                column = k.let(g * i32(group) + i32(z * per_word + j))
-                for i, at in enumerate(rows):
-                    _accumulate(k, acc, i, splat(x.data[at + column], TILE), value)
+        unrolled = math.gcd(group, GROUP)
+        with k.loop(group // unrolled) as part:
+            first = k.let(g * i32(group) + part * i32(unrolled))
+            words = k.let(record + part * i32(unrolled // per_word * TILE))
+            for z in range(unrolled // per_word):
+                word = k.let(tile.load(words + i32(z * TILE), TILE))
+                for j in range(per_word):
+                    shift = (8 * (j % 4) + 4 * (j // 4)) if per_word == 8 else 8 * j
+                    code = _bits(word, shift, layout.code_bits)
+                    value = k.let(_decode(code, layout, scale, low, table))
+                    column = k.let(first + i32(z * per_word + j))
+                    for i, at in enumerate(rows):
+                        _accumulate(k, acc, i, splat(x.data[at + column], TILE), value)
 
 
 def _multiply_f32_dense(

@@ -197,3 +197,15 @@ OPS: dict[str, Callable[..., Any]] = {
     "logical_not": lambda k, x: k.let(splat(i32(1), lanes_of(x)) - x),
 }
 SCALAR_ONLY = frozenset({"log", "sin", "cos", "pow", "softplus"})
+
+
+def bf16_bits(x: Expr) -> Expr:
+    """Round to nearest even, as the hardware does for finite numbers; 16 bits per lane."""
+    u = bits_as(x, "uint32")
+    lanes = lanes_of(x)
+    odd = tirx.bitwise_and(tirx.shift_right(u, _u32(16, lanes)), _u32(1, lanes))
+    return convert(tirx.shift_right(u + odd + _u32(0x7FFF, lanes), _u32(16, lanes)), "uint16")
+
+
+def _u32(value: int, lanes: int) -> Expr:
+    return splat(tirx.const(value, "uint32"), lanes)

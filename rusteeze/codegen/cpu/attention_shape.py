@@ -1,0 +1,70 @@
+"""Static facts of attention, and how its cache pages lie in memory.
+
+A page holds 16 tokens of one layer. float32: K page [heads][D][16], V page [heads][16][DVp].
+bf16: K page [heads][D/2][16] of pairs of dims, V page [heads][8][DVp] of pairs of tokens, as 32-bit
+words, so that a bf16 dot product reads both without conversion. DVp is DV rounded up to 16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rusteeze.artifact.contract import BLOCK_SIZE
+from rusteeze.codegen.cpu.emit import LANES
+
+PAGE = BLOCK_SIZE
+MOST_ROWS = 12
+"""Query rows (tokens times heads of a group) that one work item holds."""
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Static facts of one attention op. ``cache`` is "f32" or "bf16"."""
+
+    heads: int
+    kv_heads: int
+    width: int  # D
+    value_width: int  # DV
+    scale: float
+    window: int
+    softcap: float
+    sinks: bool
+    cache: str
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def chunks(self) -> int:
+        """Work items per key head."""
+        return -(-self.group // MOST_ROWS)
+
+    @property
+    def heads_per_item(self) -> int:
+        return -(-self.group // self.chunks)
+
+    @property
+    def query_tokens(self) -> int:
+        return max(1, MOST_ROWS // self.heads_per_item)
+
+    @property
+    def padded_value_width(self) -> int:
+        return -(-self.value_width // LANES) * LANES
+
+    @property
+    def element_bytes(self) -> int:
+        return 4 if self.cache == "f32" else 2
+
+    @property
+    def key_page_bytes(self) -> int:
+        return self.kv_heads * self.width * PAGE * self.element_bytes
+
+    @property
+    def value_page_bytes(self) -> int:
+        return self.kv_heads * self.padded_value_width * PAGE * self.element_bytes
+
+    def label(self) -> str:
+        extra = (f"_w{self.window}" if self.window else "") + ("_cap" if self.softcap else "")
+        extra += "_sink" if self.sinks else ""
+        return f"h{self.heads}x{self.kv_heads}_d{self.width}x{self.value_width}_{self.cache}{extra}"
