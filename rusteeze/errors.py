@@ -14,3 +14,10 @@ class UserError(Exception):
 
 class ArtifactError(UserError):
     """An artifact cannot be stored or must not be trusted; the message names the file."""
+
+
+class BrokenArtifact(ArtifactError):
+    """An artifact is damaged or of another version. The message ends with what to do about it."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"{fault}; compile the model again")

@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from rusteeze.errors import BrokenArtifact
+
 SCHEMA = 1
 BLOCK_SIZE = 16
 """Tokens per cache page."""
@@ -87,13 +89,22 @@ class Plan(msgspec.Struct, frozen=True):
         return sum(p.key_bytes + p.value_bytes for p in self.pages)
 
 
+class _Version(msgspec.Struct):
+    """The one field that every schema has."""
+
+    schema: int
+
+
 def encode_plan(plan: Plan) -> bytes:
     return msgspec.json.format(msgspec.json.encode(plan), indent=1)
 
 
 def decode_plan(data: bytes) -> Plan:
-    """msgspec.ValidationError when the data is no plan of this schema."""
-    plan = msgspec.json.decode(data, type=Plan)
-    if plan.schema != SCHEMA:
-        raise msgspec.ValidationError(f"plan has schema {plan.schema}, this version reads {SCHEMA}")
-    return plan
+    """BrokenArtifact when the data is no plan of this schema."""
+    try:
+        schema = msgspec.json.decode(data, type=_Version).schema
+        if schema != SCHEMA:
+            raise BrokenArtifact(f"plan.json: schema {schema}, this version reads {SCHEMA}")
+        return msgspec.json.decode(data, type=Plan)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BrokenArtifact(f"plan.json: {error}") from error

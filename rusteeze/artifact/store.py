@@ -22,7 +22,7 @@ import msgspec
 
 from rusteeze.artifact.drafts import draft, remove_stale_drafts
 from rusteeze.artifact.files import disk_errors, sha256_file, sync, sync_tree, write_atomic
-from rusteeze.errors import ArtifactError
+from rusteeze.errors import ArtifactError, BrokenArtifact
 from rusteeze.version import compiler_version
 
 SCHEMA = 1
@@ -122,10 +122,10 @@ def read_manifest(path: Path) -> Manifest:
     try:
         schema = msgspec.json.decode(data, type=_Version).schema
         if schema != SCHEMA:
-            raise ArtifactError(f"{label}: schema {schema}, this version reads {SCHEMA}")
+            raise BrokenArtifact(f"{label}: schema {schema}, this version reads {SCHEMA}")
         manifest = msgspec.json.decode(data, type=Manifest)
     except _UNREADABLE as error:
-        raise ArtifactError(f"{label}: {error}") from error
+        raise BrokenArtifact(f"{label}: {error}") from error
     for name in manifest.files:
         _check_name(name, label)
     return manifest
@@ -134,7 +134,7 @@ def read_manifest(path: Path) -> Manifest:
 def member(path: Path, manifest: Manifest, name: str) -> Path:
     """Where file ``name`` of the artifact lies. ArtifactError when the manifest does not list it."""
     if name not in manifest.files:
-        raise ArtifactError(f"{path.name}/{name}: not listed in {MANIFEST}")
+        raise BrokenArtifact(f"{path.name}/{name}: not listed in {MANIFEST}")
     return path / name
 
 
@@ -209,14 +209,14 @@ def _check_file(path: Path, name: str, record: FileRecord, stamp: Stamp | None) 
     found = _lstat(path / name, label)
     inside = (path / name).resolve().is_relative_to(path.resolve())
     if not inside or not stat.S_ISREG(found.st_mode):
-        raise ArtifactError(f"{label}: not a regular file inside the artifact")
+        raise BrokenArtifact(f"{label}: not a regular file inside the artifact")
     if found.st_size != record.bytes:
-        raise ArtifactError(f"{label}: {found.st_size} bytes, the manifest says {record.bytes}")
+        raise BrokenArtifact(f"{label}: {found.st_size} bytes, the manifest says {record.bytes}")
     seen = Stamp(found.st_size, found.st_mtime_ns, found.st_ino, record.sha256)
     if seen == stamp and record.bytes > BIG_BYTES:
         return seen
     if _hash(path / name, label) != record.sha256:
-        raise ArtifactError(f"{label}: its content does not match its SHA-256")
+        raise BrokenArtifact(f"{label}: its content does not match its SHA-256")
     return seen
 
 
@@ -229,14 +229,14 @@ def _lstat(path: Path, label: str) -> os.stat_result:
     try:
         return path.lstat()
     except OSError as error:
-        raise ArtifactError(f"{label}: {error.strerror}") from error
+        raise BrokenArtifact(f"{label}: {error.strerror}") from error
 
 
 def _hash(path: Path, label: str) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise ArtifactError(f"{label}: {error.strerror}") from error
+        raise BrokenArtifact(f"{label}: {error.strerror}") from error
 
 
 def _read_small(path: Path, label: str) -> bytes:
@@ -244,9 +244,9 @@ def _read_small(path: Path, label: str) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
-        raise ArtifactError(f"{label}: {error.strerror}") from error
+        raise BrokenArtifact(f"{label}: {error.strerror}") from error
     if len(data) > MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"{label}: larger than {MAX_MANIFEST_BYTES} bytes")
+        raise BrokenArtifact(f"{label}: larger than {MAX_MANIFEST_BYTES} bytes")
     return data
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 import rusteeze.source
 from rusteeze.artifact.contract import BLOCK_SIZE, Plan, decode_plan
@@ -18,7 +17,6 @@ from rusteeze.cli.artifacts import cached
 from rusteeze.cli.command import Command, wants_json
 from rusteeze.cli.output import bytes_text, print_json, print_table
 from rusteeze.config import CompileOptions
-from rusteeze.errors import ArtifactError
 from rusteeze.source import Source
 
 PLAN = "plan.json"
@@ -71,10 +69,7 @@ def _artifact_facts(path: Path) -> dict[str, Any]:
 
 
 def _read_plan(path: Path, manifest: Manifest) -> Plan:
-    try:
-        return decode_plan(member(path, manifest, PLAN).read_bytes())
-    except msgspec.DecodeError as error:
-        raise ArtifactError(f"{path.name}/{PLAN}: {error}") from error
+    return decode_plan(member(path, manifest, PLAN).read_bytes())
 
 
 def _role(kernel: str) -> str:

@@ -1,39 +1,23 @@
-"""The commands on the small real model: compiled once into the user's cache, then asked and measured."""
+"""The commands on the small real model: compiled once, then asked and measured."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from smollm2 import MARKS, MODEL, rusteeze
 
-NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-MODEL = Path(os.environ.get("RUSTEEZE_TEST_MODEL") or Path.home() / ".cache/rusteeze/models" / NAME)
-
-pytestmark = [
-    pytest.mark.model,
-    pytest.mark.slow,
-    pytest.mark.skipif(not MODEL.is_file(), reason="run tools/fetch_model.py first"),
-]
+pytestmark = MARKS
 
 QUESTION = ["--chat", "--system", "Answer in English, in one sentence.", "--max-tokens", "32"]
 QUESTION += ["-p", "What is the capital of France?", "--json"]
 
 
-def rusteeze(*arguments: str | Path, stdin: str = "") -> str:
-    command = [sys.executable, "-m", "rusteeze", *map(str, arguments)]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def artifact() -> Path:
-    return Path(rusteeze("compile", MODEL).strip())
+@pytest.fixture(autouse=True)
+def _cache(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSTEEZE_CACHE", str(shared_folder / "cache"))
 
 
 def test_the_capital_of_france(artifact: Path) -> None:

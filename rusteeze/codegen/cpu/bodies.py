@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rusteeze.codegen.cpu.access import Operand
 from rusteeze.codegen.cpu.emit import Emitter, Expr, f32, i32, splat
 from rusteeze.codegen.cpu.vector_math import OPS, SCALAR_ONLY
 from rusteeze.ir import Graph, Node, Value, make_node
@@ -80,10 +79,3 @@ def evaluate(k: Emitter, nodes: Sequence[Node], env: Env, lanes: int, load: Call
         if node.op.name == "const" or node.result in env:
             continue
         env[node.result] = OPS[node.op.name](k, *map(get, node.operands), **node.attrs)
-
-
-def loader(
-    k: Emitter, operands: dict[Value, Operand], row: Expr, position: Sequence[Expr | int], lanes: int
-) -> Callable[[Value], Expr]:
-    """Loads a body input at a position of the result's shape."""
-    return lambda v: operands[v].load(k, row, position, lanes)

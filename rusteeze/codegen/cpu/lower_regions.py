@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rusteeze.codegen.cpu import regions
 from rusteeze.codegen.cpu.access import Access
 from rusteeze.codegen.cpu.bodies import as_body, body_key, outer_operands
 from rusteeze.codegen.cpu.emit import Emitter
+from rusteeze.codegen.cpu.linear_region import LinearAnchor, linear_region
 from rusteeze.codegen.cpu.lower_shapes import contiguous
 from rusteeze.codegen.cpu.lowering import (
     Lowering,
@@ -18,7 +18,9 @@ from rusteeze.codegen.cpu.lowering import (
     rounding_of,
     without_row_axis,
 )
-from rusteeze.codegen.cpu.regions import LinearAnchor, Region, Result
+from rusteeze.codegen.cpu.norm_region import norm_region
+from rusteeze.codegen.cpu.pointwise_region import pointwise_region
+from rusteeze.codegen.cpu.region import Region, Result
 from rusteeze.codegen.cpu.tiles import TileLayout, tile_format
 from rusteeze.codegen.statics import format_of
 from rusteeze.codegen.views import RoundedView, inner_shape
@@ -48,7 +50,10 @@ def lower_linear(ctx: Lowering, node: Node) -> None:
     kind, stride, reads = activation(ctx, x, node)
     reads += ctx.weight_tiles(w, layout, halves is not None)
     others = {v for n in body.nodes if n is not linear for v in n.inputs()} | {linear.operands[2]}
-    views = [ctx.view(outer) if inner in others else None for inner, outer in bound.items()]
+    views = [
+        without_row_axis(ctx.view(outer), node.results[0]) if inner in others else None
+        for inner, outer in bound.items()
+    ]
     reads += [at(v) for v in views if v is not None]
     results, writes = _results(ctx, node, body)
     region = Region(
@@ -58,7 +63,7 @@ def lower_linear(ctx: Lowering, node: Node) -> None:
     label = f"linear_{_label(body, linear)}_{layout.format}_{kind}_k{layout.k}_n{layout.n}"
     ctx.call(
         label, f"{stride}|{_key(region)}",
-        lambda k, isa: regions.linear_region(k, isa, region, anchor), reads, writes, node,
+        lambda k, isa: linear_region(k, isa, region, anchor), reads, writes, node,
     )  # fmt: skip
 
 
@@ -68,12 +73,12 @@ def lower_norm(ctx: Lowering, node: Node) -> None:
     shape = inner_shape(norm.result.type)
     if len(shape) > 2:
         raise LoweringError(f"a norm over more than [T, H, D] has no kernel: {print_node_line(node)}")
-    _call_region(ctx, node, body, shape, lambda k, r: regions.norm_region(k, r, norm, shape))
+    _call_region(ctx, node, body, shape, lambda k, r: norm_region(k, r, norm, shape))
 
 
 def lower_pointwise(ctx: Lowering, node: Node) -> None:
     shape = inner_shape(node.results[0].type)
-    _call_region(ctx, node, as_body(node), shape, lambda k, r: regions.pointwise_region(k, r, shape))
+    _call_region(ctx, node, as_body(node), shape, lambda k, r: pointwise_region(k, r, shape))
 
 
 def lower_fused(ctx: Lowering, node: Node) -> None:

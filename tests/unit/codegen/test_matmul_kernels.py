@@ -19,11 +19,10 @@ ROW_COUNTS = (1, 2, 5, 12, 13, 33, 400)
 MOST_ROWS = max(ROW_COUNTS)
 FEW, MANY = 8, 75  # columns: threads share rows, threads share columns
 INTEGERS = (
-    "affine4g32m-f16", "affine4g32s-f16", "affine8g32s-f16", "affine4g16m-f32", "affine2g16s1-f16",
-    "affine3g32s5-f32", "affine1g128m-f16", "affine5g64s-f32", "affine6g16s33-f16", "affine7g256m-f32",
-    "affine8g256s127-f16", "affine4g128s7-f16", "affine4g64m-f16",
+    "affine4g32m-f16", "affine8g32s-f16", "affine4g16m-f32", "affine2g16s1-f16", "affine3g32s5-f32",
+    "affine1g128m-f16", "affine5g64s-f32", "affine6g16s33-f16", "affine7g32m-f32", "affine8g256s127-f16",
 )  # fmt: skip
-FLOATS = ("f32", "f16", "bf16", "codebook4g32-f16", "codebook4g128-f32")
+FLOATS = ("f32", "f16", "bf16", "codebook4g64-f16")
 # (weight format, what activations are rounded to, K, N)
 CASES = [
     *((f, "", WIDTH, MANY) for f in (*INTEGERS, *FLOATS)),
@@ -91,5 +90,5 @@ def test_products_are_those_of_the_interpreter(runner, all_rows):
 def test_a_row_does_not_depend_on_its_company(runner, all_rows, count, threads):
     runner.use_threads(threads)
     chosen = np.random.default_rng(count).permutation(MOST_ROWS)[:count]
-    for case, some, every in zip(CASES, runner.run(tokens(chosen)), all_rows, strict=True):
+    for case, some, every in zip(CASES, runner.run(tokens(range(count), chosen)), all_rows, strict=True):
         np.testing.assert_array_equal(some, every[chosen], err_msg=name_of(case))
