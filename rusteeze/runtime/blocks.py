@@ -6,7 +6,8 @@ Invariants:
 
 - a block is free exactly when nobody refers to it, so free + used == total;
 - tables are append-only while a sequence runs; preemption drops the whole table;
-- the block that was freed longest ago is reused first.
+- the block that was freed last is reused first: it may still be in the processor's caches, and memory
+  that was never touched stays untouched, so that the process is as large as its peak load asks.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self._references = [0] * num_blocks
-        # An ordered set: the first is reused next, and any one can be taken out of the middle.
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        # An ordered set: the last is reused next, and any one can be taken out of the middle.
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(reversed(range(num_blocks)))
 
     @property
     def num_blocks(self) -> int:
@@ -59,7 +60,7 @@ class BlockPool:
         """A free block, now held once. OutOfBlocks when there is none."""
         if not self._free:
             raise OutOfBlocks(f"all {self.num_blocks} blocks are in use")
-        block, _ = self._free.popitem(last=False)
+        block, _ = self._free.popitem(last=True)
         self._references[block] = 1
         return block
 

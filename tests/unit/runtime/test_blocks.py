@@ -17,12 +17,19 @@ def test_every_block_is_handed_out_once() -> None:
         pool.allocate()
 
 
-def test_the_block_freed_longest_ago_is_reused_first() -> None:
+def test_the_block_freed_last_is_reused_first() -> None:
     pool = BlockPool(3)
     blocks = [pool.allocate() for _ in range(3)]
     for block in (blocks[1], blocks[2], blocks[0]):
         pool.release(block)
-    assert [pool.allocate() for _ in range(3)] == [blocks[1], blocks[2], blocks[0]]
+    assert [pool.allocate() for _ in range(3)] == [blocks[0], blocks[2], blocks[1]]
+
+
+def test_blocks_never_used_are_the_last_resort() -> None:
+    pool = BlockPool(100)
+    for _ in range(50):
+        pool.release(pool.allocate())
+    assert pool.allocate() == 0
 
 
 def test_a_shared_block_is_free_after_its_last_release() -> None:
