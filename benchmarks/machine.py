@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,14 +69,17 @@ def watched(work: Callable[[], float], own_seconds: Callable[[], float]) -> Meas
     return Measured(value, max(0.0, share))
 
 
-def read_bandwidth(threads: int, repeats: int) -> list[Measured]:
-    """GB/s (1e9 bytes) of reading a gibibyte. Needs a C compiler."""
-    with tempfile.TemporaryDirectory() as folder:
-        program = str(Path(folder) / "read_bandwidth")
-        flags = ["-O3", "-march=native", "-pthread"]
-        subprocess.run(["cc", *flags, str(SOURCE), "-o", program], check=True)
-        command = [program, str(threads), str(READ_BYTES)]
-        return [watched(lambda: float(_output(command)), finished_seconds) for _ in range(repeats)]
+def build_reader(folder: Path) -> Path:
+    """The program that measures how fast memory is read. Needs a C compiler."""
+    program = folder / "read_bandwidth"
+    flags = ["-O3", "-march=native", "-pthread"]
+    subprocess.run(["cc", *flags, str(SOURCE), "-o", str(program)], check=True)
+    return program
+
+
+def read_rate(program: Path, threads: int) -> float:
+    """GB/s (1e9 bytes) of reading a gibibyte."""
+    return float(_output([str(program), str(threads), str(READ_BYTES)]))
 
 
 def _output(command: list[str]) -> str:

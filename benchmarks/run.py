@@ -16,15 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import machine
 import provider
 import table
-from machine import Measured, finished_seconds, read_bandwidth, watched
+from machine import Measured, build_reader, finished_seconds, read_rate, watched
 from provider import Provider
 
 RESULTS = Path(__file__).with_name("results.csv")
@@ -43,6 +44,9 @@ TEXT = (
 PARTS = ("read", "decode", "prefill", "start", "compile")
 
 
+Found = dict[str, list[Measured]]
+
+
 @dataclass(frozen=True)
 class Measurement:
     """What is measured, its unit, and how: the value for an engine in repeat number ``seed``."""
@@ -52,10 +56,10 @@ class Measurement:
     value: Callable[[Provider, int], float]
 
 
-def prompts(count: int, length: int, seed: int) -> list[list[int]]:
+def prompts(sequences: int, length: int, seed: int) -> list[list[int]]:
     """Drawn token ids; every repeat has its own, so that no engine has seen them before."""
-    draw = random.Random(f"{count} {length} {seed}")
-    return [[draw.choice(TOKEN_IDS) for _ in range(length)] for _ in range(count)]
+    draw = random.Random(f"{sequences} {length} {seed}")
+    return [[draw.choice(TOKEN_IDS) for _ in range(length)] for _ in range(sequences)]
 
 
 def decode_rate(sequences: int, engine: Provider, seed: int) -> float:
@@ -89,17 +93,15 @@ def measurements(parts: Sequence[str]) -> Iterator[Measurement]:
         yield Measurement("peak RSS", "MiB", peak_rss)
 
 
-def in_turns(
-    engines: Sequence[Provider], measurement: Measurement, repeats: int
-) -> dict[str, list[Measured]]:
-    """By engine, ``repeats`` values, one of each at a time; the first round warms up."""
-    found: dict[str, list[Measured]] = {engine.name: [] for engine in engines}
+def in_turns(works: Mapping[str, Callable[[int], Measured]], repeats: int) -> Found:
+    """By name, ``repeats`` values of each work, which take turns; the first round warms up."""
+    found: Found = {name: [] for name in works}
     for seed in range(1 + repeats + EXTRA_REPEATS):
-        for engine in engines:
+        for name, work in works.items():
             time.sleep(PAUSE_S)
-            measured = watched(partial(measurement.value, engine, seed), engine.used_seconds)
+            measured = work(seed)
             if seed:
-                found[engine.name].append(measured)
+                found[name].append(measured)
         if all(sum(m.foreign <= MAX_FOREIGN for m in f) >= repeats for f in found.values()):
             break
     return {name: sorted(f, key=lambda m: m.foreign)[:repeats] for name, f in found.items()}
@@ -110,7 +112,7 @@ def compile_seconds(model: Path, cache: Path) -> float:
     start = time.perf_counter()
     command = [sys.executable, "-m", "rusteeze", "compile", str(model)]
     environment = {**os.environ, "RUSTEEZE_CACHE": str(cache)}
-    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(command, env=environment, capture_output=True, check=True)
     return time.perf_counter() - start
 
 
@@ -126,31 +128,49 @@ def main() -> None:
     }
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for what, name, metric, values in measure(asked, Path(folder)):
-            rows.append(table.row(facts, what, name, metric, values))
-            print(table.line(rows[-1]), flush=True)
+        for what, metric, found in measure(asked, Path(folder)):
+            for name, values in found.items():
+                rows.append(table.row(facts, what, name, metric, values))
+                print(table.line(rows[-1]), flush=True)
     if asked.append:
         table.append(RESULTS, rows)
 
 
-def measure(
-    asked: argparse.Namespace, cache: Path
-) -> Iterator[tuple[str, str, str, list[Measured]]]:
-    """Everything that was asked for: what, whose, in which unit, and the values."""
+def measure(asked: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, Found]]:
+    """Everything that was asked for: what, in which unit, and the values by whose they are."""
+
+    def alone(name: str, value: Callable[[int], float]) -> Found:
+        return in_turns(
+            {name: lambda n: watched(lambda: value(n), finished_seconds)}, asked.repeats
+        )
+
     if "read" in asked.parts:
-        yield "read memory", "machine", "GB/s", read_bandwidth(asked.threads, asked.repeats)
-    caches = [cache / str(i) for i in range(asked.repeats if "compile" in asked.parts else 1)]
-    times = [watched(partial(compile_seconds, asked.model, c), finished_seconds) for c in caches]
+        program = build_reader(folder)
+        yield "read memory", "GB/s", alone("machine", lambda _: read_rate(program, asked.threads))
     if "compile" in asked.parts:
-        yield "compile", "rusteeze", "s", times
-    engines = [provider.ours(asked.model, caches[-1], asked.threads)]
-    if asked.llamacpp:
-        engines.append(provider.llamacpp(asked.llamacpp, asked.model, asked.threads))
+        caches = (folder / f"cache-{n}" for n in count(1))
+        fresh = alone("rusteeze", lambda _: compile_seconds(asked.model, next(caches)))
+        yield "compile", "s", fresh
+    engines = list(start_engines(asked, folder / "cache"))
     for measurement in measurements(asked.parts):
-        for name, values in in_turns(engines, measurement, asked.repeats).items():
-            yield measurement.what, name, measurement.metric, values
+        works = {e.name: partial(watch_engine, e, partial(measurement.value, e)) for e in engines}
+        yield measurement.what, measurement.metric, in_turns(works, asked.repeats)
     for engine in engines:
         engine.stop()
+
+
+def start_engines(asked: argparse.Namespace, cache: Path) -> Iterator[Provider]:
+    """The engines to compare, ours compiled."""
+    if not set(asked.parts) - {"read", "compile"}:
+        return
+    compile_seconds(asked.model, cache)
+    yield provider.ours(asked.model, cache, asked.threads)
+    if asked.llamacpp:
+        yield provider.llamacpp(asked.llamacpp, asked.model, asked.threads)
+
+
+def watch_engine(engine: Provider, value: Callable[[int], float], seed: int) -> Measured:
+    return watched(partial(value, seed), engine.used_seconds)
 
 
 def arguments() -> argparse.Namespace:

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from rusteeze.errors import UserError
@@ -15,7 +16,7 @@ from rusteeze.passes.pipeline import PASS_TYPES, fusing, lowering, raising, roun
 PIPELINES: dict[str, Callable[[], list[Pass]]] = {
     "raising": raising,
     "lowering": lowering,
-    "rounding": rounding,
+    "rounding": partial(rounding, "int8"),
     "fusing": fusing,
 }
 _ITEM = re.compile(r"\s*([\w-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")

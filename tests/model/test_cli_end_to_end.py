@@ -20,34 +20,34 @@ def _cache(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUSTEEZE_CACHE", str(shared_folder / "cache"))
 
 
-def test_the_capital_of_france(artifact: Path) -> None:
-    answer = json.loads(rusteeze("generate", artifact, *QUESTION))
+def test_the_capital_of_france(smollm2: Path) -> None:
+    answer = json.loads(rusteeze("generate", smollm2, *QUESTION))
     assert "Paris" in answer["text"]
     assert answer["finish_reason"] == "stop"
     assert answer["tokens_per_second"] > 0
 
 
-def test_the_model_and_its_artifact_answer_alike(artifact: Path) -> None:
-    answers = [json.loads(rusteeze("generate", m, *QUESTION))["text"] for m in (MODEL, artifact)]
+def test_the_model_and_its_artifact_answer_alike(smollm2: Path) -> None:
+    answers = [json.loads(rusteeze("generate", m, *QUESTION))["text"] for m in (MODEL, smollm2)]
     assert answers[0] == answers[1]
 
 
-def test_a_chat_remembers(artifact: Path) -> None:
+def test_a_chat_remembers(smollm2: Path) -> None:
     lines = rusteeze(
-        "chat", artifact, "--json", "--max-tokens", "24", stdin="My name is Bob.\nHi.\n/exit\n"
+        "chat", smollm2, "--json", "--max-tokens", "24", stdin="My name is Bob.\nHi.\n/exit\n"
     ).splitlines()
     first, second = (json.loads(line) for line in lines)
     assert second["prompt_tokens"] > first["prompt_tokens"] + first["completion_tokens"]
 
 
-def test_info_knows_the_model(artifact: Path) -> None:
-    facts = json.loads(rusteeze("info", artifact, "--json"))
+def test_info_knows_the_model(smollm2: Path) -> None:
+    facts = json.loads(rusteeze("info", smollm2, "--json"))
     assert facts["facts"]["layers"] == 30
     assert facts["memory"]["kv_bytes_per_token"] > 0
     assert sum(facts["kernels"].values()) > 30
 
 
-def test_predictions_are_those_of_transformers(artifact: Path) -> None:
+def test_predictions_are_those_of_transformers(smollm2: Path) -> None:
     checks: list[dict[str, Any]] = json.loads(
         rusteeze("validate", MODEL, "--against", "hf", "--json")
     )

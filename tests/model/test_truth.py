@@ -6,6 +6,7 @@ import logging
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, GgufConfig
 
 from rusteeze.cli.accuracy import compiled_logits
 from rusteeze.runtime.interface import SamplingParams
-from rusteeze.runtime.llm import LLM
+from rusteeze.runtime.llm import LLM, load
 
 pytestmark = MARKS
 log = logging.getLogger(__name__)
@@ -37,6 +38,20 @@ PROMPTS = (
 NEW_TOKENS = 64
 WINDOW = 512
 WINDOWS = 40  # 20 480 tokens, of which 20 440 are predicted
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Path) -> Iterator[LLM]:
+    loaded = load(smollm2)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="module")
+def exact_model(exact_smollm2: Path) -> Iterator[LLM]:
+    loaded = load(exact_smollm2)
+    yield loaded
+    loaded.close()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +85,8 @@ def test_greedy_tokens_are_those_of_transformers(
     wanted = reference(text).numpy()
     assert len(completion.token_ids) == NEW_TOKENS
     assert wanted[len(ids) - 1 : -1].argmax(-1).tolist() == list(completion.token_ids)
-    error = np.abs(compiled_logits(exact_model.executor, text) - wanted).max() / np.abs(wanted).max()
+    ours = compiled_logits(exact_model.executor, text)
+    error = np.abs(ours - wanted).max() / np.abs(wanted).max()
     log.info("%-48r largest error %.1e of the largest logit", prompt[:40], error)
     assert error <= 1e-4
 

@@ -23,6 +23,7 @@ from rusteeze.weights import Dense
 
 Array = np.ndarray
 NUM_BLOCKS = 32
+MAX_BATCHED_TOKENS = 64
 NAN_BYTE = 0xFF
 
 
@@ -65,14 +66,19 @@ class CompiledStep:
         }
         for name, data in packed.items():
             assert data.nbytes == lowered.statics.nbytes(name)
-        library = build_library(lowered.kernels, isa or host_isa(), folder)
-        self.executor = CpuExecutor(
-            lowered.plan, MemoryWeights(packed), library, num_threads=threads, num_blocks=NUM_BLOCKS,
-            max_batched_tokens=64,
-        )  # fmt: skip
+        self._library = build_library(lowered.kernels, isa or host_isa(), folder)
+        self._plan, self._weights = lowered.plan, MemoryWeights(packed)
+        self.executor = self.new_executor(threads, NUM_BLOCKS)
         self.executor.fill_cache(NAN_BYTE)
         self.blocks = list(np.random.default_rng(3).permutation(NUM_BLOCKS))
         self.tables: dict[int, list[int]] = {}
+
+    def new_executor(self, threads: int, num_blocks: int) -> CpuExecutor:
+        """Another executor of the same kernels and weights, with a cache of its own."""
+        return CpuExecutor(
+            self._plan, self._weights, self._library, num_threads=threads, num_blocks=num_blocks,
+            max_batched_tokens=MAX_BATCHED_TOKENS,
+        )  # fmt: skip
 
     def __call__(self, chunks: Chunks) -> Array:
         row = 0

@@ -30,7 +30,7 @@ class Batch:
     chunks: tuple[tuple[int, int], ...]
     input_ids: Array  # i32 [T]
     positions: Array  # i32 [T]
-    rows: Array  # i32 [R], here all of T
+    rows: Array  # i32 [R]
 
 
 Step = Callable[[Batch], Array]
@@ -64,6 +64,12 @@ def _chunks(lengths: Sequence[int]) -> Iterator[tuple[tuple[int, int], ...]]:
         for s, _ in step:
             left[s] -= 1
         yield step
+
+
+def whole_prompt(ids: Array, sequence: int) -> Batch:
+    """A sequence at once, of which only the last row is wanted: what a server asks for most."""
+    positions = np.arange(len(ids), dtype=np.int32)
+    return Batch(((sequence, len(ids)),), ids, positions, positions[-1:])
 
 
 def drive(step: Step, sequences: Sequence[Array]) -> list[Array]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rusteeze.codegen.cpu.emit import Emitter, Expr, f32, i32, splat
-from rusteeze.codegen.cpu.vector_math import OPS, SCALAR_ONLY
+from rusteeze.codegen.cpu.vector_math import OPS
 from rusteeze.ir import Graph, Node, Value, make_node
 
 Env = dict[Value, Any]
@@ -50,10 +50,6 @@ def body_key(body: Graph) -> str:
             number[r] = len(number)
     types = [str(v.type) for v in body.inputs]
     return f"{types}{rows}{[number[v] for v in body.outputs]}"
-
-
-def needs_scalars(nodes: Sequence[Node]) -> bool:
-    return any(n.op.name in SCALAR_ONLY for n in nodes)
 
 
 def constant(node: Node, lanes: int) -> Expr:

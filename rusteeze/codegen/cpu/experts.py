@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rusteeze.codegen.cpu.access import Access, Operand
-from rusteeze.codegen.cpu.emit import STEP_TOKENS, Emitter, i32, minimum
+from rusteeze.codegen.cpu.emit import Emitter, i32, minimum
 from rusteeze.codegen.cpu.matmul import activations_argument, multiply_at
 from rusteeze.codegen.cpu.tiles import TILE, TileLayout
 
@@ -13,7 +13,7 @@ from rusteeze.codegen.cpu.tiles import TILE, TileLayout
 @dataclass(frozen=True)
 class ExpertShape:
     """``per_choice``: x has K elements for every (token, choice), one choice behind the other, else K per
-    token. ``x_stride``: elements from token to token."""
+    token. ``x_stride``: elements from token to token. ``rows_slot``: STEP_TOKENS or STEP_ROWS."""
 
     layout: TileLayout
     activation: str
@@ -21,6 +21,7 @@ class ExpertShape:
     per_choice: bool
     top: int
     bias: bool
+    rows_slot: int
 
 
 def expert_linear(k: Emitter, shape: ExpertShape, index: Access, out: Access) -> None:
@@ -35,7 +36,7 @@ def expert_linear(k: Emitter, shape: ExpertShape, index: Access, out: Access) ->
     biases = k.pointer("float32") if shape.bias else None
     target = Operand.argument(k, out)
     first, count = k.share(i32(layout.num_tiles))
-    with k.loop(k.step(STEP_TOKENS)) as t, k.loop(shape.top) as j:
+    with k.loop(k.step(shape.rows_slot)) as t, k.loop(shape.top) as j:
         expert = k.let(idx.load(k, t, (j,)))
         base = k.offset(weight, expert, layout.bytes, "int32")
         x_at = t * i32(x.stride)

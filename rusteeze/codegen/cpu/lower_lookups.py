@@ -51,8 +51,9 @@ def lower_expert_linear(ctx: Lowering, node: Node) -> None:
     if b is not None:
         reads.append(at(ctx.view(b)))
     shape = experts.ExpertShape(
-        layout, kind, stride, x.type.rank == 3, index.access.shape[0], b is not None
-    )
+        layout, kind, stride, x.type.rank == 3, index.access.shape[0], b is not None,
+        ctx.rows_slot(node.result),
+    )  # fmt: skip
     label = f"expert_linear_{layout.format}_{kind}_top{shape.top}_k{width}_n{n}"
     ctx.call(
         label, f"{shape}|{index.access.key()}|{out.access.key()}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rusteeze.codegen.cpu.bodies import Env, needs_scalars
+from rusteeze.codegen.cpu.bodies import Env
 from rusteeze.codegen.cpu.emit import Emitter, Expr
 from rusteeze.codegen.cpu.region import BoundRegion, Region, RegionRow
 
@@ -10,7 +10,6 @@ from rusteeze.codegen.cpu.region import BoundRegion, Region, RegionRow
 def pointwise_region(k: Emitter, region: Region, shape: tuple[int, ...]) -> None:
     """``shape``: inner axes of the results. Rows (tokens) are shared among the threads."""
     nodes = region.pointwise()
-    one_lane = needs_scalars(nodes) or not _unit_stride(region)
 
     def row(here: RegionRow) -> None:
         def compute(column: Expr, lanes: int) -> Env:
@@ -22,12 +21,6 @@ def pointwise_region(k: Emitter, region: Region, shape: tuple[int, ...]) -> None
                     env[value] = here.load(value, column, lanes)
             return env
 
-        here.write(compute, range(len(region.results)), one_lane)
+        here.write(compute, range(len(region.results)))
 
     BoundRegion(k, region, shape or (1,)).each_row(row)
-
-
-def _unit_stride(region: Region) -> bool:
-    """16 lanes at once need neighbours in memory along the results' last axis."""
-    accesses = [r.access for r in region.results if r.access is not None]
-    return all(not a.strides or a.strides[-1] == 1 for a in accesses)

@@ -127,7 +127,7 @@ class RegionRow:
         for o in outputs:
             self.bound.store(o, self.row, (*self.outer, column), env)
 
-    def write(self, compute: Compute, outputs: Sequence[int], one_lane: bool = False) -> None:
+    def write(self, compute: Compute, outputs: Sequence[int]) -> None:
         """Compute the row and write its outputs, a vector (or an element) at a time."""
         k, region, width = self.bound.k, self.bound.region, self.bound.shape[-1]
         rounded = [o for o in outputs if region.rounded(o)]
@@ -139,35 +139,18 @@ class RegionRow:
             return env
 
         if not rounded:
-            columns(k, width, step, one_lane)
+            columns(k, width, step)
             return
         with k.loop(width // GROUP) as g:
-            base = k.let(g * i32(GROUP))
-            values = self._group(step, [region.computed(o) for o in rounded], base, one_lane)
-            for o, pair in zip(rounded, values, strict=True):
-                self.bound.store_group(o, self.row, g, pair)
-
-    def _group(
-        self, step: Compute, wanted: Sequence[Value], base: Expr, one_lane: bool
-    ) -> list[list[Expr]]:
-        """Two vectors of each wanted value."""
-        k = self.bound.k
-        if not one_lane:
-            envs = [step(k.let(base + i32(LANES * c)), LANES) for c in range(GROUP // LANES)]
-            return [[env[v] for env in envs] for v in wanted]
-        parked = [k.local(GROUP, lanes=1) for _ in wanted]
-        with k.loop(GROUP) as j:
-            env = step(k.let(base + j), 1)
-            for v, place in zip(wanted, parked, strict=True):
-                k.store(place, j, env[v])
-        return [[k.let(p.load(i32(at), LANES)) for at in range(0, GROUP, LANES)] for p in parked]
+            starts = range(0, GROUP, LANES)
+            envs = [step(k.let(g * i32(GROUP) + i32(start)), LANES) for start in starts]
+            for o in rounded:
+                self.bound.store_group(o, self.row, g, [env[region.computed(o)] for env in envs])
 
 
-def columns(
-    k: Emitter, width: int, body: Callable[[Expr, int], object], one_lane: bool = False
-) -> None:
+def columns(k: Emitter, width: int, body: Callable[[Expr, int], object]) -> None:
     """body(first column, lanes) over a row: whole vectors, then single elements."""
-    whole = 0 if one_lane else width // LANES
+    whole = width // LANES
     if whole:
         with k.loop(whole) as i:
             body(k.let(i * i32(LANES)), LANES)

@@ -4,6 +4,7 @@ scatter, concatenation, strided copies. One row (token) at a time, rows shared a
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -43,15 +44,21 @@ def _inner(axis: int, operand: Operand) -> int:
     return axis % rank - 1
 
 
-def _reduce(combine: Callable[[Expr, Expr], Expr], start: float, mean: bool = False) -> Emit:
+def _kind(operand: Operand) -> str:
+    return "float32" if operand.access.dtype == "f32" else "int32"
+
+
+def _reduce(
+    combine: Callable[[Expr, Expr], Expr], start: float, start_int: int = 0, mean: bool = False
+) -> Emit:
     def emit(k: Emitter, row: Expr, ins: list[Operand], outs: list[Operand], attrs: dict[str, Any]) -> None:
         x, y = ins[0], outs[0]
         axis = _inner(attrs["axis"], x)
         n = x.access.shape[axis]
         with _Nest(k, _drop(x.access.shape, axis)) as nest:
             position = nest.positions()
-            acc = k.local(1, lanes=1)
-            k.store(acc, 0, f32(start))
+            acc = k.local(1, _kind(x), lanes=1)
+            k.store(acc, 0, f32(start) if _kind(x) == "float32" else i32(start_int))
             with k.loop(n) as i:
                 k.store(acc, 0, combine(acc[0], x.load(k, row, _with(position, axis, i))))
             value = acc[0] * f32(1 / n) if mean else acc[0]
@@ -84,7 +91,7 @@ def _softmax(k: Emitter, row: Expr, ins: list[Operand], outs: list[Operand], att
 def _cumsum(k: Emitter, row: Expr, ins: list[Operand], outs: list[Operand], attrs: dict[str, Any]) -> None:
     x, y = ins[0], outs[0]
     axis = _inner(attrs["axis"], x)
-    kind = "float32" if x.access.dtype == "f32" else "int32"
+    kind = _kind(x)
     with _Nest(k, _drop(x.access.shape, axis)) as nest:
         position = nest.positions()
         acc = k.local(1, kind, lanes=1)
@@ -96,7 +103,9 @@ def _cumsum(k: Emitter, row: Expr, ins: list[Operand], outs: list[Operand], attr
 
 
 def _topk(k: Emitter, row: Expr, ins: list[Operand], outs: list[Operand], attrs: dict[str, Any]) -> None:
-    """k passes; each takes the largest value that comes after the previous one in (value down, index up)."""
+    """k passes; each takes the largest value that comes after the previous one in (value down, index up).
+
+    NaN comes after nothing. Where only NaN is left the index is 0, so that it always is one."""
     x, values, indices = ins[0], outs[0], outs[1]
     axis = _inner(attrs["axis"], x)
     n = x.access.shape[axis]
@@ -104,7 +113,7 @@ def _topk(k: Emitter, row: Expr, ins: list[Operand], outs: list[Operand], attrs:
         position = nest.positions()
         best, last = k.local(1, lanes=1), k.local(1, lanes=1)
         best_at, last_at = k.local(1, "int32", lanes=1), k.local(1, "int32", lanes=1)
-        k.store(last, 0, f32(-LOWEST))
+        k.store(last, 0, f32(math.inf))
         k.store(last_at, 0, i32(-1))
         with k.loop(attrs["k"]) as j:
             k.store(best, 0, f32(LOWEST))
@@ -116,8 +125,9 @@ def _topk(k: Emitter, row: Expr, ins: list[Operand], outs: list[Operand], attrs:
                 take = k.let(tirx.all(after, better))
                 k.store(best, 0, select(take, v, best[0]))
                 k.store(best_at, 0, select(take, i, best_at[0]))
-            values.store(k, row, _with(position, axis, j), best[0])
-            indices.store(k, row, _with(position, axis, j), best_at[0])
+            chosen = k.let(maximum(best_at[0], i32(0)))
+            values.store(k, row, _with(position, axis, j), x.load(k, row, _with(position, axis, chosen)))
+            indices.store(k, row, _with(position, axis, j), chosen)
             k.store(last, 0, best[0])
             k.store(last_at, 0, best_at[0])
 
@@ -175,8 +185,8 @@ def _gather_rows(k: Emitter, row: Expr, ins: list[Operand], outs: list[Operand],
 OPS: dict[str, Emit] = {
     "sum": _reduce(lambda a, b: a + b, 0.0),
     "mean": _reduce(lambda a, b: a + b, 0.0, mean=True),
-    "max": _reduce(maximum, LOWEST),
-    "min": _reduce(minimum, -LOWEST),
+    "max": _reduce(maximum, -math.inf, -(2**31)),
+    "min": _reduce(minimum, math.inf, 2**31 - 1),
     "softmax": _softmax,
     "cumsum": _cumsum,
     "topk": _topk,

@@ -19,3 +19,9 @@ def isa(request: pytest.FixtureRequest) -> Isa:
     if missing:
         pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
     return found
+
+
+@pytest.fixture(scope="session")
+def best_isa() -> Isa:
+    """One instruction set, for what does not depend on it."""
+    return next(isa for isa in HOST if isa.requires <= cpu_flags())
