@@ -126,14 +126,12 @@ def main() -> None:
         "threads": asked.threads,
         "weights": asked.model.name,
     }
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for what, metric, found in measure(asked, Path(folder)):
-            for name, values in found.items():
-                rows.append(table.row(facts, what, name, metric, values))
-                print(table.line(rows[-1]), flush=True)
-    if asked.append:
-        table.append(RESULTS, rows)
+            rows = [table.row(facts, what, name, metric, v) for name, v in found.items()]
+            print(*map(table.line, rows), sep="\n", flush=True)
+            if asked.append:
+                table.append(RESULTS, rows)
 
 
 def measure(asked: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, Found]]:

@@ -67,7 +67,9 @@ def _build(
     observer = Observer.from_environment()
     progress("reading the checkpoint", 0.0)
     checkpoint = open_checkpoint(model.path)
-    checkpoint.params()  # so that files which do not fit together are told of before any long work
+    # what is wrong with the files is told before any long work
+    checkpoint.params()
+    checkpoint.save_tokenizer(folder)
     max_model_len = options.max_model_len or model_len(checkpoint.config)
     progress("tracing", 0.05)
     traced = trace(checkpoint.config, max_model_len)
@@ -86,7 +88,6 @@ def _build(
         write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
     (folder / "plan.json").write_bytes(encode_plan(lowered.plan))
     (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
-    checkpoint.save_tokenizer(folder)
     facts |= describe(model, checkpoint, graph, lowered, activations)
 
 

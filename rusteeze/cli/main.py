@@ -28,6 +28,7 @@ SUBCOMMANDS = {
 }
 
 DEBUG_HINT = "(add -l debug for the traceback)"
+MOST_CHARACTERS = 1000
 
 
 class LazyGroup(click.Group):
@@ -60,7 +61,10 @@ def _report(ctx: click.Context, error: Exception) -> NoReturn:
     if wants_traceback(ctx):
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     text = " ".join(str(error).split())
-    if getattr(error, "user_error", False):
+    if len(text) > MOST_CHARACTERS:
+        text = text[:MOST_CHARACTERS] + " …"
+    # An OSError names a file or a limit of the caller's machine.
+    if getattr(error, "user_error", False) or isinstance(error, OSError):
         click.echo(f"error: {text}", err=True)
         ctx.exit(2)
     click.echo(f"error: {type(error).__name__}: {text} {DEBUG_HINT}", err=True)

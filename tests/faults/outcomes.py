@@ -18,7 +18,7 @@ SIZES = {
     "intermediate_size": 48, "vocab_size": 260, "max_position_embeddings": 64,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
 }  # fmt: skip
-LONGEST_LINE = 500
+LONGEST_LINE = 1100
 
 Edit = Callable[[Path], Any]
 

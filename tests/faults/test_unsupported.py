@@ -26,8 +26,12 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "gptj": ({"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "vocab_size": 260}, "GPTJ"),
 }  # fmt: skip
 
+SLOW = {"qwen3_next"}  # it imports much
 
-@pytest.mark.parametrize("model_type", MODELS)
+
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(m, marks=pytest.mark.slow) if m in SLOW else m for m in MODELS]
+)
 def test_an_architecture_that_is_not_supported(model_type: str, tmp_path: Path, out: Path) -> None:
     sizes, words = MODELS[model_type]
     config = AutoConfig.for_model(model_type, **sizes)

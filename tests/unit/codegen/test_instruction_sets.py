@@ -89,9 +89,9 @@ EXPECTED = {
 }
 # AMD's own: XOP, FMA4, TBM, SSE4a, 3DNow, and clzero
 AMD_ONLY = re.compile(
-    r"vpcom(?!press)\w*|vpro[tl]\w*(?<!vprold)(?<!vprolq)(?<!vprolvd)(?<!vprolvq)|vpsh[al][bwdq]|vpmac\w+|vpmadcs\w+"
-    r"|vphadd[bwd]\w*q?|vphsub\w+|vpperm|vpcmov|vfrcz\w+|vfn?m(?:add|sub)[ps][sd]"
-    r"|bl[cs]\w+|tzmsk|t1mskc|extrq|insertq|movnts[sd]|pf\w+|femms|clzero|lwp\w+|llwpcb|slwpcb"
+    r"vpcomu?[bwdq]|vprot[bwdq]|vpsh[al][bwdq]|vpmac\w+|vpmadcs\w+|vphaddu\w+|vphadd(?:bd|bw|bq|dq|wd|wq)"
+    r"|vphsub(?:bw|dq|wd)|vpperm|vpcmov|vfrcz\w+|vfn?m(?:add|sub)[ps][sd]|blc\w+|blsfill|blsic|tzmsk|t1mskc"
+    r"|extrq|insertq|movnts[sd]|pf\w+|femms|clzero|lwp\w+|llwpcb|slwpcb"
 )
 
 
@@ -117,7 +117,7 @@ def test_nothing_is_used_that_the_processor_may_lack(compiled):
 def test_the_pattern_of_foreign_instructions_can_fail():
     for name in ("vpcomb", "vprotd", "vpshab", "vpmacsdd", "vfmaddps", "vpperm", "blsfill", "extrq", "pfadd"):
         assert AMD_ONLY.fullmatch(name)
-    for name in ("vprold", "vprolvd", "vpcompressd", "vfmadd231ps", "vphaddd", "vpshufb", "vpermd"):
+    for name in ("vprold", "vprolvd", "vpcompressd", "vfmadd231ps", "vphaddd", "vpshufb", "blsr", "vpshldd"):
         assert not AMD_ONLY.fullmatch(name), name
 
 
