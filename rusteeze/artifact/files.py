@@ -24,6 +24,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            limit = f"the file system of {folder} or a limit (ulimit -f) allows"
+            raise ArtifactError(f"a file of the artifact is larger than {limit}") from error
         if error.errno not in _FULL:
             raise
         raise ArtifactError(f"disk full: more than {_free_text(folder)} is needed") from error

@@ -8,9 +8,11 @@ explicit, and TIR's own simplifier would fold (x + c) - c on floats.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -79,15 +81,29 @@ def build_module(kernels: Iterable[Kernel], isa: Isa, observer: Observer | None 
         return tirx.build(tvm.IRModule(functions), target=target, pipeline=PIPELINE)
 
 
-def link(objects: Iterable[Path], out: Path) -> None:
-    """Object files → shared library. BuildError when there is no linker or it fails."""
+def link(object_file: str, descriptor: int, out: Path) -> None:
+    """Object file, open as ``descriptor``, → shared library. BuildError when there is no linker or it
+    fails."""
     linker = shutil.which("ld") or shutil.which("ld.lld") or shutil.which("gcc") or shutil.which("cc")
     if linker is None:
         raise BuildError("compiling needs a linker: install binutils (ld) or gcc")
-    command = [linker, "-shared", "-s", "-o", str(out), *map(str, objects)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [linker, "-shared", "-s", "-o", str(out), object_file]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, pass_fds=[descriptor]
+    )  # fmt: skip
     if done.returncode:
-        raise BuildError(f"linking failed: {done.stderr.strip().splitlines()[-1:]}")
+        last = " ".join(done.stderr.split("\n")[-2:]).strip()
+        raise BuildError(f"linking failed: {last or f'{linker} ended with {done.returncode}'}")
+
+
+@contextmanager
+def memory_file(name: str) -> Iterator[tuple[str, int]]:
+    """Path and descriptor of a file that lies in memory only."""
+    descriptor = os.memfd_create(name)
+    try:
+        yield f"/proc/self/fd/{descriptor}", descriptor
+    finally:
+        os.close(descriptor)
 
 
 def build_library(
@@ -96,11 +112,11 @@ def build_library(
     """Compile all kernels for one instruction set of this machine into ``folder/<isa>.so``."""
     module = build_module(kernels.values(), isa, observer)
     folder.mkdir(parents=True, exist_ok=True)
-    object_file = folder / f"{isa.name}.o"
-    module.write_to_file(str(object_file), "o")
     library = folder / f"{isa.name}.so"
-    link([object_file], library)
-    object_file.unlink()
+    # not on the disk: LLVM ends the whole process when it finds the disk full
+    with memory_file(isa.name) as (path, descriptor):
+        module.write_to_file(path, "o")
+        link(path, descriptor, library)
     return library
 
 
@@ -154,6 +170,7 @@ def _last_word(receiver: Connection) -> str:
 def _build_in_child(
     sender: Connection, kernels: Mapping[str, Kernel], isa: Isa, folder: Path, observer: Observer | None
 ) -> None:
+    _close_inherited(sender.fileno())
     try:
         build_library(kernels, isa, folder, observer)
         problem = ""
@@ -161,3 +178,9 @@ def _build_in_child(
         problem = f"building kernels for {isa.name} failed: {error}"
     sender.send_bytes(problem.encode())
     sender.close()
+
+
+def _close_inherited(kept: int) -> None:
+    """Let go of the parent's files: its locks must end with it, however it ends."""
+    os.closerange(3, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))

@@ -34,8 +34,8 @@ class Case:
 
 # A plan has one number of tokens per query tile, the least of its layers': graphs are kept apart by it.
 TILES_OF_TWELVE = (
-    Case(1, 1, 16, 16), Case(1, 1, 20, 20, window=5), Case(1, 1, 33, 33), Case(1, 1, 256, 256),
-    Case(1, 1, 24, 48, window=16), Case(2, 2, 48, 20, window=70), Case(1, 1, 32, 32, softcap=2.0),
+    Case(1, 1, 20, 20, window=5), Case(1, 1, 33, 33, softcap=2.0), Case(1, 1, 256, 256),
+    Case(1, 1, 24, 48, window=16), Case(2, 2, 48, 20, window=70),
     Case(2, 2, 16, 7, window=20, softcap=1.5, sinks=True),
 )  # fmt: skip
 TILES_OF_FOUR = (

@@ -21,8 +21,7 @@ TABLES = (
     "affine4g32m-f16", "affine8g32s-f16", "affine4g16s-f32", "affine2g64s1-f16", "affine6g16m-f32",
     "codebook4g32-f16", "f32", "f16", "bf16",
 )  # fmt: skip
-# (format, K is odd): odd only where there are no groups
-TIED = [(f, False) for f in TABLES] + [(f, True) for f in ("f32", "f16", "bf16")]
+TIED = (("affine4g32m-f16", 64), ("f32", 39), ("f16", 39), ("bf16", 39), ("bf16", 64))
 
 
 class Lookups:
@@ -56,8 +55,7 @@ class Lookups:
 
 def add_tables(s: Lookups) -> None:
     """Every table also as the matrix of a product (tied embeddings), which is then stored once."""
-    for format, odd in TIED:
-        width = 39 if odd else WIDTH
+    for format, width in TIED:
         table = s.weight(format, VOCABULARY, width)
         x = s("embedding", s.ids, table)
         s.out(f"tied {format} {width}", 1e-6, x)

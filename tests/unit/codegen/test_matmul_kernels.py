@@ -22,10 +22,11 @@ INTEGERS = (
     "affine4g32m-f16", "affine8g32s-f16", "affine4g16m-f32", "affine2g16s1-f16", "affine3g32s5-f32",
     "affine1g128m-f16", "affine5g64s-f32", "affine6g16s33-f16", "affine7g32m-f32", "affine8g256s127-f16",
 )  # fmt: skip
+DECODED = (*INTEGERS[:4], "affine5g64s-f32")  # into float32, in registers
 FLOATS = ("f32", "f16", "bf16", "codebook4g64-f16")
 # (weight format, what activations are rounded to, K, N)
 CASES = [
-    *((f, "", WIDTH, MANY) for f in (*INTEGERS, *FLOATS)),
+    *((f, "", WIDTH, MANY) for f in (*DECODED, *FLOATS)),
     *((f, "int8", WIDTH, MANY) for f in INTEGERS),
     ("bf16", "bf16", WIDTH, MANY),
     *((f, "", 39, MANY) for f in ("f32", "f16", "bf16")),

@@ -15,10 +15,10 @@ from rusteeze.weights import Weight
 
 # (style, width of a head, elements that rotate, whether these are the last ones)
 CASES = [
-    ("half", 64, 64, False), ("half", 64, 32, False), ("half", 64, 32, True), ("half", 20, 20, False),
-    ("half", 48, 20, False), ("half", 48, 20, True), ("half", 80, 32, False), ("inter", 32, 32, False),
-    ("inter", 48, 16, True), ("inter", 20, 6, False), ("inter_to_half", 32, 32, False),
-    ("inter_to_half", 40, 12, True),
+    ("half", 64, 64, False), ("half", 64, 32, False), ("half", 64, 32, True), ("half", 64, 20, False),
+    ("half", 64, 36, True), ("half", 20, 20, False), ("half", 20, 8, True), ("inter", 64, 64, False),
+    ("inter", 64, 16, True), ("inter", 20, 6, False), ("inter_to_half", 64, 64, False),
+    ("inter_to_half", 20, 12, True),
 ]  # fmt: skip
 HEADS, KV_HEADS = 2, 1
 VOCABULARY, POSITIONS = 30, 90
