@@ -18,7 +18,7 @@ RUNTIME_PACKAGES = (
     "numpy", "tokenizers", "msgspec", "click", "rich", "minijinja", "filelock",
 )  # fmt: skip
 COMPILE_PACKAGES = (
-    "torch", "transformers", "gguf", "apache-tvm", "apache-tvm-ffi", "huggingface_hub",
+    "torch", "transformers", "gguf", "apache-tvm", "apache-tvm-ffi", "huggingface_hub", "accelerate",
 )  # fmt: skip
 
 # Source that decides what an artifact contains. A change here makes every cached artifact stale.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import shlex
@@ -100,33 +99,6 @@ def test_the_passes_are_listed() -> None:
 
 def test_agents_read_little() -> None:
     assert len((ROOT / "AGENTS.md").read_text().splitlines()) <= AGENTS_LINES
-
-
-def figures() -> Iterator[tuple[str, str, str]]:
-    """(what, whose, cell) of the README's table of figures."""
-    text = (ROOT / "README.md").read_text().partition("## Figures")[2]
-    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
-    providers = [cell.strip() for cell in rows[0][1:]]
-    for what, *cells in rows[2:]:
-        for provider, cell in zip(providers, cells, strict=True):
-            yield what.strip(), provider, cell.strip()
-
-
-def test_figures_are_those_that_were_measured() -> None:
-    """Every cell is the median of a row of results.csv, as rounded as it is written."""
-    with (ROOT / "benchmarks/results.csv").open(newline="", encoding="utf-8") as file:
-        measured = list(csv.DictReader(file))
-    for what, provider, cell in figures():
-        number = re.match(r"[\d.]+", cell)
-        if number is None:
-            continue
-        digits = len(number[0].partition(".")[2])
-        medians = {
-            f"{float(row['p50']):.{digits}f}"
-            for row in measured
-            if row["what"] == what and row["provider"].split()[0] == provider.split()[0].lower()
-        }
-        assert number[0] in medians, f"{what}, {provider}: {cell}"
 
 
 @pytest.mark.slow
