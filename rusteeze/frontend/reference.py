@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
 
 def reference_logits(path: Path, token_ids: Sequence[int]) -> np.ndarray:
@@ -16,7 +15,6 @@ def reference_logits(path: Path, token_ids: Sequence[int]) -> np.ndarray:
 
     ``path`` is a model folder or a GGUF file, read by transformers and not by us. Code that comes with a
     model is never run. Needs the whole model in memory, at four bytes a parameter."""
-    disable_progress_bar()
     folder, gguf = (path, None) if path.is_dir() else (path.parent, path.name)
     model = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=gguf, dtype=torch.float32, attn_implementation="eager",

@@ -157,14 +157,31 @@ class GraphRunner:
         self.restart()
 
     def run(self, step: Tokens) -> list[Array]:
-        """The compiled kernels' outputs, float32."""
+        """The compiled kernels' outputs, float32. Scratch memory is NaN before, and has been written to
+        only where there are rows."""
+        self._poison()
         joined = self.executor.execute(self.sequences.batch(step)).copy()
+        self._check_scratch({"T": len(step.ids), "R": len(step.rows)})
         widths = [_width(v.type) for v in self.graph.outputs]
         parts = np.split(joined, np.cumsum(widths)[:-1], axis=1)
         return [
             p.reshape(len(p), *(int(d) for d in v.type.shape[1:]))
             for p, v in zip(parts, self.graph.outputs, strict=True)
         ]
+
+    def _poison(self) -> None:
+        for arena in self.executor._arenas.values():
+            arena[:] = NAN_BYTE
+
+    def _check_scratch(self, rows: dict[str, int]) -> None:
+        for space, arena in self.executor._arenas.items():
+            capacity = self.executor._capacity(rows[space])
+            untouched = np.ones(len(arena), bool)
+            for b in self.lowered.plan.buffers:
+                if b.space == space:
+                    start = capacity * b.offset
+                    untouched[start : start + rows[space] * b.row_bytes] = False
+            assert (arena[untouched] == NAN_BYTE).all(), f"a kernel writes past the rows of {space}"
 
     def interpret(self, step: Tokens) -> list[Array]:
         """The interpreter's outputs, float32, at the wanted rows."""
