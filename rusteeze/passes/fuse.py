@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from rusteeze.ir.graph import Graph
 from rusteeze.ir.rewrite import Firing, Refusal
+from rusteeze.passes.attention_regions import attention_regions
 from rusteeze.passes.linear_regions import linear_regions
 from rusteeze.passes.norm_regions import norm_regions
 from rusteeze.passes.outline_region import Region, outline_regions
@@ -17,6 +18,7 @@ from rusteeze.passes.region_growth import Surroundings
 
 Finder = Callable[[Surroundings], Iterator[Region | Refusal]]
 FINDERS: dict[str, Finder] = {
+    "attention": attention_regions,
     "linear": linear_regions,
     "norm": norm_regions,
     "pointwise": pointwise_regions,
@@ -29,7 +31,7 @@ class Fuse(Pass):
     region of a single node stays as it is. Static operands are operands of the fused node, scalar
     constants move into the body.
 
-    ``anchor``: linear, norm or pointwise. ValueError for any other."""
+    ``anchor``: attention, linear, norm or pointwise. ValueError for any other."""
 
     anchor: str
     name: ClassVar[str] = "fuse"

@@ -57,7 +57,7 @@ def rounding(activations: str) -> list[Pass]:
 
 def fusing() -> list[Pass]:
     """Into regions of one kernel each; products first, since their results are in registers."""
-    return [Fuse("linear"), Fuse("norm"), Fuse("pointwise")]
+    return [Fuse("attention"), Fuse("linear"), Fuse("norm"), Fuse("pointwise")]
 
 
 @dataclass(frozen=True)

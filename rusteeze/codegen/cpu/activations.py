@@ -16,21 +16,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from rusteeze.codegen.cpu.emit import (
-    LANES,
-    Buffer,
-    Emitter,
-    Expr,
-    convert,
-    f32,
-    i32,
-    intrinsic,
-    maximum,
-    reduce_add_int,
-    reduce_max,
-    select,
-    splat,
-)
+from rusteeze.codegen.cpu.emit import LANES, Buffer, Emitter, Expr, i32
 
 GROUP = 32
 """Elements that are rounded together; K is a multiple of it."""
@@ -52,14 +38,12 @@ class RoundedRows:
     columns: int
     codes: Buffer
     header: Buffer | None = None
-    header_int: Buffer | None = None
 
     @staticmethod
     def argument(k: Emitter, kind: str, columns: int) -> RoundedRows:
         if kind == "bf16":
             return RoundedRows(kind, columns, k.pointer("int32"))
-        codes, header = k.pointer("int8"), k.pointer("float32")
-        return RoundedRows(kind, columns, codes, header, k.offset(header, i32(0), 0, "int32"))
+        return RoundedRows(kind, columns, k.pointer("int8"), k.pointer("float32"))
 
     def store_group(self, k: Emitter, a: Expr, b: Expr, row: Expr, group: Expr) -> None:
         """Round 32 floats (two vectors) into a row's group."""
@@ -73,21 +57,6 @@ class RoundedRows:
 
     def _store_q8(self, k: Emitter, a: Expr, b: Expr, row: Expr, group: Expr) -> None:
         assert self.header is not None
-        assert self.header_int is not None
-        top = k.let(reduce_max(maximum(intrinsic("fabs", a), intrinsic("fabs", b))))
-        inverse = k.let(select(top > f32(0), f32(127) / top, f32(0)))
-        scale = k.let(top * f32(1 / 127))
-        codes = [_code(k, x, inverse) for x in (a, b)]
-        at = k.let(row * i32(self.columns) + group * i32(GROUP))
-        for half, c in enumerate(codes):
-            k.store(self.codes, at + i32(LANES * half), convert(c, "int8"))
-        sums = [k.let(reduce_add_int(c)) for c in codes]
-        header = k.let((row * i32(self.columns // GROUP) + group) * i32(HEADER))
-        k.store(self.header, header, scale)
-        for slot, value in enumerate((k.let(sums[0] + sums[1]), *sums)):
-            k.store(self.header, header + i32(1 + slot), scale * convert(value, "float32"))
-            k.store(self.header_int, header + i32(4 + slot), value)
-
-
-def _code(k: Emitter, x: Expr, inverse: Expr) -> Expr:
-    return k.let(convert(intrinsic("nearbyint", x * splat(inverse, LANES)), "int32"))
+        codes = k.address(self.codes, row * i32(self.columns) + group * i32(GROUP))
+        at = (row * i32(self.columns // GROUP) + group) * i32(HEADER)
+        k.call("rz_quantize32", a, b, codes, k.address(self.header, at))

@@ -88,9 +88,10 @@ def fma(a: Expr, b: Expr, c: Expr) -> Expr:
 
 
 def reduce_max(x: Expr) -> Expr:
+    """The largest lane; where there is a NaN, some lane."""
     if lanes_of(x) == 1:
         return x
-    return tirx.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fmax.v16f32", x)
+    return tirx.call_pure_extern("float32", "rz_max16", x)
 
 
 def reduce_add(x: Expr) -> Expr:
@@ -212,10 +213,13 @@ class Emitter:
         """Call a support function for its effect."""
         self._append(tirx.Evaluate(tirx.call_extern("int32", name, *args)))
 
+    def address(self, buffer: Buffer, index: Expr) -> Expr:
+        """Where an element lies, for a support function."""
+        return tirx.address_of(tirx.BufferLoad(buffer.buffer, [self.let(index)]))
+
     def prefetch(self, buffer: Buffer, index: Expr, ahead_bytes: int) -> None:
         """Ask for the cache line ``ahead_bytes`` behind an element."""
-        address = tirx.address_of(tirx.BufferLoad(buffer.buffer, [index]))
-        self.call("rz_prefetch", address, i32(ahead_bytes))
+        self.call("rz_prefetch", self.address(buffer, index), i32(ahead_bytes))
 
     @contextmanager
     def _block(self) -> Iterator[list[Any]]:

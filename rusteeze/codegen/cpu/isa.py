@@ -8,12 +8,15 @@ which are imported as LLVM IR and inlined. Adding an instruction set means addin
     rz_dot_bf16   acc[16] += a[16][2] . b[16][2], bf16 pairs held as 32-bit words
     rz_to_bf16    float32[16] → 16 bf16 bit patterns in the low halves of 32-bit words
     rz_pack_bf16  float32[16] → 16 bf16 as 8 words
+    rz_quantize32 rounding to int8, in rounding_text.py
 """
 
 from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
+
+from rusteeze.codegen.cpu.rounding_text import ROUNDING
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,25 @@ define linkonce_odr float @rz_sum16(<16 x float> %x) alwaysinline nounwind memor
   %c0 = extractelement <2 x float> %c, i32 0
   %c1 = extractelement <2 x float> %c, i32 1
   %d = fadd float %c0, %c1
+  ret float %d
+}
+define linkonce_odr float @rz_max16(<16 x float> %x) alwaysinline nounwind memory(none) {
+  %h = shufflevector <16 x float> %x, <16 x float> poison, <8 x i32> <i32 8, i32 9, i32 10, i32 11, i32 12, i32 13, i32 14, i32 15>
+  %l = shufflevector <16 x float> %x, <16 x float> poison, <8 x i32> <i32 0, i32 1, i32 2, i32 3, i32 4, i32 5, i32 6, i32 7>
+  %ac = fcmp ogt <8 x float> %l, %h
+  %a = select <8 x i1> %ac, <8 x float> %l, <8 x float> %h
+  %ah = shufflevector <8 x float> %a, <8 x float> poison, <4 x i32> <i32 4, i32 5, i32 6, i32 7>
+  %al = shufflevector <8 x float> %a, <8 x float> poison, <4 x i32> <i32 0, i32 1, i32 2, i32 3>
+  %bc = fcmp ogt <4 x float> %al, %ah
+  %b = select <4 x i1> %bc, <4 x float> %al, <4 x float> %ah
+  %bh = shufflevector <4 x float> %b, <4 x float> poison, <2 x i32> <i32 2, i32 3>
+  %bl = shufflevector <4 x float> %b, <4 x float> poison, <2 x i32> <i32 0, i32 1>
+  %cc = fcmp ogt <2 x float> %bl, %bh
+  %c = select <2 x i1> %cc, <2 x float> %bl, <2 x float> %bh
+  %c0 = extractelement <2 x float> %c, i32 0
+  %c1 = extractelement <2 x float> %c, i32 1
+  %dc = fcmp ogt float %c0, %c1
+  %d = select i1 %dc, float %c0, float %c1
   ret float %d
 }
 """
@@ -223,7 +245,7 @@ V4 = Isa(
     requires=frozenset(
         ["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512vbmi", "fma", "f16c"]
     ),
-    support=COMMON + AVX512,
+    support=COMMON + ROUNDING + AVX512,
     row_tiles=(12, 8, 4, 1),
 )
 V3 = Isa(
@@ -231,7 +253,7 @@ V3 = Isa(
     machine="x86_64",
     target=(("mcpu", "x86-64-v3"),),
     requires=frozenset(["avx2", "fma", "f16c"]),
-    support=COMMON + _dot4_by_halves() + PORTABLE_TO_BF16 + PORTABLE_DOT_BF16,
+    support=COMMON + ROUNDING + _dot4_by_halves() + PORTABLE_TO_BF16 + PORTABLE_DOT_BF16,
     row_tiles=(4, 1),
 )
 NEON = Isa(
@@ -239,7 +261,7 @@ NEON = Isa(
     machine="aarch64",
     target=(("mtriple", "aarch64-linux-gnu"), ("mcpu", "neoverse-n1")),
     requires=frozenset(["asimd", "asimddp", "fphp"]),
-    support=COMMON + _dot4_by_sdot() + PORTABLE_TO_BF16 + PORTABLE_DOT_BF16,
+    support=COMMON + ROUNDING + _dot4_by_sdot() + PORTABLE_TO_BF16 + PORTABLE_DOT_BF16,
     row_tiles=(4, 1),
 )
 ALL = (V4, V3, NEON)

@@ -1,14 +1,15 @@
-"""Lower attention: one call that fills the cache (rotating keys on the way), one that reads it."""
+"""Lower attention: one call that fills the cache, one that reads it; both rotate on the way if need be."""
 
 from __future__ import annotations
 
 from rusteeze.artifact.contract import Pages
 from rusteeze.codegen.cpu import rope
-from rusteeze.codegen.cpu.attention import attend
+from rusteeze.codegen.cpu.attention import AttentionOutput, attend
 from rusteeze.codegen.cpu.attention_cache import write_cache
 from rusteeze.codegen.cpu.attention_shape import AttentionShape
-from rusteeze.codegen.cpu.lowering import Lowering, LoweringError, PageSet, Pointer, at
+from rusteeze.codegen.cpu.lowering import Lowering, LoweringError, PageSet, Pointer, at, rounding_of
 from rusteeze.codegen.cpu.rope import Rotation
+from rusteeze.codegen.views import View
 from rusteeze.ir import Graph, Node, Value, print_node_line
 
 
@@ -28,61 +29,93 @@ def attention_shape(node: Node, cache_dtype: str) -> AttentionShape:
     )  # fmt: skip
 
 
+def attention_of(node: Node) -> Node | None:
+    """The attention that a node is, or that its region holds."""
+    nodes = [node] if node.body is None else node.body.nodes
+    return next((n for n in nodes if n.op.name == "attention"), None)
+
+
 def query_tokens(graph: Graph) -> int:
     """Tokens of a query tile: one number for the whole plan, as all layers read the same tiles."""
-    nodes = [n for n in graph.nodes if n.op.name == "attention"]
+    nodes = [n for n in map(attention_of, graph.nodes) if n is not None]
     return min((attention_shape(n, "f32").query_tokens for n in nodes), default=1)
 
 
 def lower_attention(ctx: Lowering, node: Node) -> None:
-    shape = attention_shape(node, ctx.options.cache_dtype)
-    layer = int(node.attrs["layer"])  # type: ignore[call-overload]
+    """An attention, or a region of one whose result is only rounded."""
+    attention = attention_of(node)
+    assert attention is not None
+    bound: dict[Value, Value] = {}
+    if node.body is not None:
+        bound = dict(zip(node.body.inputs, node.inputs(), strict=True))
+    q, key, value, sinks = (bound.get(v, v) if v is not None else None for v in attention.operands)
+    assert q is not None
+    assert key is not None
+    assert value is not None
+    shape = attention_shape(attention, ctx.options.cache_dtype)
+    layer = int(attention.attrs["layer"])  # type: ignore[call-overload]
     ctx.pages[layer] = Pages(layer, shape.key_page_bytes, shape.value_page_bytes)
     pages = [Pointer(PageSet("key_pages", layer)), Pointer(PageSet("value_pages", layer))]
-    _write_cache(ctx, node, shape, pages)
-    q, _, _, sinks = node.operands
-    assert q is not None
-    query = ctx.view(q)
-    reads = [at(query)]
+    _write_cache(ctx, node, key, value, shape, pages)
+    rotation, query, reads = _rotated_source(ctx, q)
     if sinks is not None:
         reads.append(at(ctx.view(sinks)))
     reads += [Pointer(ctx.input("tiles")), Pointer(ctx.input("block_tables")), *pages]
-    out = ctx.new(node.result)
-    tokens, out_row = ctx.query_tokens, out.access.row
+    (result,) = node.results
+    if node.body is None:
+        out = ctx.new(result)
+        output, writes = AttentionOutput(out.access.row), [at(out)]
+    else:
+        rounded = ctx.new_rounded(result, rounding_of(node.body.outputs[0]))
+        output, writes = AttentionOutput(0, rounded.kind), [Pointer(s) for s in rounded.storages]
+    tokens = ctx.query_tokens
+    label = f"attention_{shape.label()}_q{tokens}{_suffix(rotation)}"
     ctx.call(
-        f"attention_{shape.label()}_q{tokens}", f"{query.access.key()}|{shape}|{out_row}",
-        lambda k, _isa: attend(k, shape, query.access, tokens, out_row), reads, [at(out)], node,
+        f"{label}_{output.kind}" if output.kind else label,
+        f"{query.access.key()}|{shape}|{rotation}|{output}",
+        lambda k, _isa: attend(k, shape, query.access, rotation, tokens, output), reads, writes, node,
     )  # fmt: skip
 
 
-def _write_cache(ctx: Lowering, node: Node, shape: AttentionShape, pages: list[Pointer]) -> None:
-    _, key, value, _ = node.operands
-    assert key is not None
-    assert value is not None
-    rotation, source, tables = None, key, []
-    if key.node is not None and rotated_by_writer(ctx, key.node):
-        rotation, tables = _rotation(ctx, key.node)
-        (source, *_) = key.node.inputs()
-    keys, values = ctx.view(source), ctx.view(value)
-    reads = [at(keys), *tables, at(values), Pointer(ctx.input("slot_mapping"))]
+def _write_cache(
+    ctx: Lowering, node: Node, key: Value, value: Value, shape: AttentionShape, pages: list[Pointer]
+) -> None:
+    rotation, keys, reads = _rotated_source(ctx, key)
+    values = ctx.view(value)
+    reads += [at(values), Pointer(ctx.input("slot_mapping"))]
     label = f"write_cache_h{shape.kv_heads}_d{shape.width}x{shape.value_width}_{shape.cache}"
-    if rotation:
-        label += f"_rope_{rotation.label()}"
     a, b = keys.access, values.access
     ctx.call(
-        label, f"{a.key()}|{b.key()}|{rotation}",
+        label + _suffix(rotation), f"{a.key()}|{b.key()}|{rotation}",
         lambda k, _isa: write_cache(k, shape, a, b, rotation), reads, pages, node,
     )  # fmt: skip
 
 
-def rotated_by_writer(ctx: Lowering, node: Node) -> bool:
-    """A rope whose only reader is a cache is applied while writing."""
+def _suffix(rotation: Rotation | None) -> str:
+    return f"_rope_{rotation.label()}" if rotation else ""
+
+
+def _rotated_source(ctx: Lowering, x: Value) -> tuple[Rotation | None, View, list[Pointer]]:
+    """Heads that the reader rotates itself, if it may: the rotation, what is read, its arguments."""
+    if x.node is None or not rotated_by_reader(ctx, x.node):
+        view = ctx.view(x)
+        return None, view, [at(view)]
+    rotation, tables = _rotation(ctx, x.node)
+    view = ctx.view(next(x.node.inputs()))
+    return rotation, view, [at(view), *tables]
+
+
+def rotated_by_reader(ctx: Lowering, node: Node) -> bool:
+    """A rope whose only reader is an attention is applied there: to keys on their way into the cache, to
+    queries where they are scaled."""
     users = ctx.uses.get(node.result, []) if node.op.name == "rope" else []
-    return len(users) == 1 and users[0].op.name == "attention" and users[0].operands[1] is node.result
+    if len(users) != 1 or attention_of(users[0]) is None:
+        return False
+    return sum(v is node.result for v in users[0].inputs()) == 1
 
 
 def lower_rope(ctx: Lowering, node: Node) -> None:
-    if rotated_by_writer(ctx, node):
+    if rotated_by_reader(ctx, node):
         return
     (source, *_) = node.inputs()
     rotation, tables = _rotation(ctx, node)

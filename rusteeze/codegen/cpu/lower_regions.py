@@ -8,6 +8,7 @@ from rusteeze.codegen.cpu.access import Access
 from rusteeze.codegen.cpu.bodies import as_body, body_key, outer_operands
 from rusteeze.codegen.cpu.emit import Emitter
 from rusteeze.codegen.cpu.linear_region import LinearAnchor, linear_region
+from rusteeze.codegen.cpu.lower_attention import lower_attention
 from rusteeze.codegen.cpu.lower_shapes import contiguous
 from rusteeze.codegen.cpu.lowering import (
     Lowering,
@@ -82,7 +83,10 @@ def lower_pointwise(ctx: Lowering, node: Node) -> None:
 
 
 def lower_fused(ctx: Lowering, node: Node) -> None:
-    anchors = {"linear": lower_linear, "norm": lower_norm, "pointwise": lower_pointwise}
+    anchors = {
+        "linear": lower_linear, "norm": lower_norm, "pointwise": lower_pointwise,
+        "attention": lower_attention,
+    }  # fmt: skip
     anchors[str(node.attrs["anchor"])](ctx, node)
 
 

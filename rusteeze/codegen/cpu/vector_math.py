@@ -40,6 +40,11 @@ def exp2(k: Emitter, x: Expr) -> Expr:
     """2^x for any finite x; results below 2^-126 become 0 or tiny, above 2^127 are clamped."""
     lanes = lanes_of(x)
     x = k.let(minimum(maximum(x, splat(-126.0, lanes)), splat(127.0, lanes)))
+    return _exp2_clamped(k, x)
+
+
+def _exp2_clamped(k: Emitter, x: Expr) -> Expr:
+    lanes = lanes_of(x)
     n = k.let(intrinsic("nearbyint", x))
     f = k.let(x - n)
     p = splat(EXP2[0], lanes)
@@ -48,6 +53,15 @@ def exp2(k: Emitter, x: Expr) -> Expr:
     shift = splat(i32(23), lanes)
     scaled = bits_as(p, "int32") + tirx.shift_left(convert(n, "int32"), shift)
     return k.let(bits_as(scaled, "float32"))
+
+
+def exp2_falling(k: Emitter, x: Expr) -> Expr:
+    """2^x for x <= 0; exactly 0 from -127 down, NaN for NaN.
+
+    At -127 the exponent's field is 0 and the polynomial exactly 1: all bits are 0."""
+    lanes = lanes_of(x)
+    x = k.let(maximum(splat(-127.0, lanes), x))
+    return _exp2_clamped(k, x)
 
 
 def exp(k: Emitter, x: Expr) -> Expr:
