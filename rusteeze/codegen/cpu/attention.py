@@ -17,7 +17,14 @@ from tvm import tirx
 from rusteeze.artifact.contract import TILE_FIELDS
 from rusteeze.codegen.cpu.access import Access
 from rusteeze.codegen.cpu.activations import GROUP, RoundedRows
-from rusteeze.codegen.cpu.attention_round import ROUND, Item, Registers, attend_round, fresh_registers
+from rusteeze.codegen.cpu.attention_round import (
+    ROUND,
+    Item,
+    Registers,
+    Span,
+    attend_round,
+    fresh_registers,
+)
 from rusteeze.codegen.cpu.attention_shape import AttentionShape
 from rusteeze.codegen.cpu.emit import (
     LANES,
@@ -69,45 +76,53 @@ def attend(
     mine = k.let(tirx.Div(items - k.tid + k.nth - i32(1), k.nth))
     with k.loop(mine) as n:
         number = k.let(n * k.nth + k.tid)
-        tile = k.let(tirx.Div(number, i32(per_tile)) * i32(TILE_FIELDS))
-        rest = k.let(tirx.Mod(number, i32(per_tile)))
-        num_rows = k.let(tiles[tile + i32(1)])
+        num_rows = k.let(tiles[tirx.Div(number, i32(per_tile)) * i32(TILE_FIELDS) + i32(1)])
         for tokens in sorted({1, tile_tokens}):
             fits = tirx.EQ(num_rows, i32(1)) if tokens == 1 else num_rows > i32(1)
             with k.when(fits):
-                item = _locate(k, shape, tiles, tile, rest, table_width, tokens)
+                item = _item(k, shape, tiles, number, table_width, tokens)
                 state = fresh_registers(k, shape, _scaled_queries(k, shape, queries, item), item.count)
-                rounds = k.let(tirx.Div(item.last_position, i32(ROUND)) + i32(1) - item.first_round)
-                with k.loop(rounds) as r:
-                    base = k.let((r + item.first_round) * i32(ROUND))
+                first, last = item.span.first_round, item.span.last_position
+                with k.loop(tirx.Div(last, i32(ROUND)) + i32(1) - first) as r:
+                    base = k.let((r + first) * i32(ROUND))
                     attend_round(k, shape, tables, keys, values, item, base, state)
                 _finish(k, shape, item, state, sinks, target, output)
 
 
-def _locate(
-    k: Emitter, shape: AttentionShape, tiles: Buffer, tile: Expr, rest: Expr, table_width: Expr,
-    tokens: int,
-) -> Item:  # fmt: skip
-    first, count = k.let(tiles[tile]), k.let(tiles[tile + i32(1)])
-    position, sequence = k.let(tiles[tile + i32(2)]), k.let(tiles[tile + i32(3)])
-    kv_head = k.let(tirx.Div(rest, i32(shape.chunks)))
-    chunk = k.let(tirx.Mod(rest, i32(shape.chunks)) * i32(shape.heads_per_item))
-    n = tokens * shape.heads_per_item
-    row, head, positions = (k.local(n, "int32", lanes=1) for _ in range(3))
-    with k.loop(tokens) as t, k.loop(shape.heads_per_item) as h:
-        # rows beyond the tile repeat its last one and write the same numbers again
-        offset = k.let(minimum(t, count - i32(1)))
-        i = k.let(t * i32(shape.heads_per_item) + h)
-        k.store(row, i, first + offset)
-        k.store(head, i, kv_head * i32(shape.group) + minimum(chunk + h, i32(shape.group - 1)))
-        k.store(positions, i, position + offset)
+def _span(k: Emitter, shape: AttentionShape, tiles: Buffer, number: Expr, table_width: Expr) -> Span:
+    """What item ``number`` reads."""
+    per_tile = shape.kv_heads * shape.chunks
+    tile = k.let(tirx.Div(number, i32(per_tile)) * i32(TILE_FIELDS))
+    kv_head = k.let(tirx.Div(tirx.Mod(number, i32(per_tile)), i32(shape.chunks)))
+    count, position = k.let(tiles[tile + i32(1)]), k.let(tiles[tile + i32(2)])
     start = i32(0)
     if shape.window:
         start = k.let(maximum(position - i32(shape.window - 1), i32(0)))
-    return Item(
-        n, row, head, positions, position, k.let(position + count - i32(1)), kv_head,
-        k.let(sequence * table_width), k.let(tirx.Div(start, i32(ROUND))),
+    return Span(
+        kv_head, k.let(tiles[tile + i32(3)] * table_width), position, k.let(position + count - i32(1)),
+        k.let(tirx.Div(start, i32(ROUND))),
     )  # fmt: skip
+
+
+def _item(
+    k: Emitter, shape: AttentionShape, tiles: Buffer, number: Expr, table_width: Expr, tokens: int
+) -> Item:
+    span = _span(k, shape, tiles, number, table_width)
+    per_tile = shape.kv_heads * shape.chunks
+    tile = k.let(tirx.Div(number, i32(per_tile)) * i32(TILE_FIELDS))
+    first, last = k.let(tiles[tile]), k.let(span.last_position - span.first_position)
+    chunk = k.let(tirx.Mod(number, i32(shape.chunks)) * i32(shape.heads_per_item))
+    n = tokens * shape.heads_per_item
+    row, head, position = (k.local(n, "int32", lanes=1) for _ in range(3))
+    with k.loop(tokens) as t, k.loop(shape.heads_per_item) as h:
+        # rows beyond the tile repeat its last one and write the same numbers again
+        offset = k.let(minimum(t, last))
+        i = k.let(t * i32(shape.heads_per_item) + h)
+        k.store(row, i, first + offset)
+        at = span.kv_head * i32(shape.group) + minimum(chunk + h, i32(shape.group - 1))
+        k.store(head, i, at)
+        k.store(position, i, span.first_position + offset)
+    return Item(span, n, row, head, position)
 
 
 def _scaled_queries(k: Emitter, shape: AttentionShape, queries: Heads, item: Item) -> Buffer:

@@ -31,27 +31,36 @@ from rusteeze.codegen.cpu.vector_math import LOG2E, exp2_falling, tanh
 PAGES_PER_ROUND = 4
 ROUND = PAGE * PAGES_PER_ROUND
 MOST_REGISTERS = 24
+MOST_ROWS_AHEAD = 8
+CACHE_LINE = 64
 NEVER = -1e30
 """The logit of a hidden key."""
 FLOOR = -1e29
 """The largest logit before any key was seen: far above NEVER, so that hidden keys weigh nothing."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class Span:
+    """The part of a cache that a work item reads: one key head, from a round to the last position."""
+
+    kv_head: Expr
+    table: Expr  # index of the sequence's first entry in the block table
+    first_position: Expr  # of the item's tokens
+    last_position: Expr
+    first_round: Expr
+
+
+@dataclass(frozen=True)
 class Item:
-    """One work item: its query rows (how many is static) and the pages that it reads.
+    """One work item: its query rows (how many is static) and what they read.
 
     Arrays have an entry per query row; rows are looped over, not unrolled, wherever registers allow."""
 
+    span: Span
     count: int
     row: Buffer  # of the step's tokens
     head: Buffer
     position: Buffer
-    first_position: Expr
-    last_position: Expr
-    kv_head: Expr
-    table: Expr  # index of the sequence's first entry in the block table
-    first_round: Expr
 
 
 @dataclass
@@ -90,10 +99,10 @@ def attend_round(
     base: Expr, state: Registers,
 ) -> None:  # fmt: skip
     """The keys from ``base`` on."""
-    _score(k, shape, tables, keys, item, base, state)
-    partly = base + i32(ROUND - 1) > item.first_position
+    _score(k, shape, tables, keys, values, item, base, state)
+    partly = base + i32(ROUND - 1) > item.span.first_position
     if shape.window:
-        partly = tirx.any(partly, base <= item.last_position - i32(shape.window))
+        partly = tirx.any(partly, base <= item.span.last_position - i32(shape.window))
     hides = k.let(partly)
     for hidden in (False, True):
         with k.when(hides if hidden else tirx.Not(hides)), k.loop(item.count) as i:
@@ -105,7 +114,7 @@ def attend_round(
         k.store(state.top, i32(first), now)
     with k.loop(item.count) as i:
         _weigh(k, shape, state, i)
-    _add_values(k, shape, tables, values, item, base, state)
+    _add_values(k, shape, tables, keys, values, item, base, state)
 
 
 def _dot_bf16(acc: Expr, a: Expr, b: Expr) -> Expr:
@@ -119,29 +128,54 @@ def _multiply_add(shape: AttentionShape, acc: Expr, scalar: Expr, vector: Expr) 
     return fma(splat(scalar, LANES), vector, acc)
 
 
+def _pages(
+    k: Emitter, tables: Buffer, pool: Buffer, page_bytes: int, span: Span, base: Expr, first: Expr,
+    count: int,
+) -> list[Buffer]:  # fmt: skip
+    """Pages ``first`` … of the round that begins at ``base``; behind a sequence's last page, that one."""
+    last_page = k.let(tirx.Div(span.last_position, i32(PAGE)))
+    views = []
+    for j in range(count):
+        number = minimum(tirx.Div(base, i32(PAGE)) + first + i32(j), last_page)
+        views.append(k.offset(pool, k.let(tables[span.table + number]), page_bytes, pool.dtype))
+    return views
+
+
+def _prefetch_share(
+    k: Emitter, pages: list[Buffer], span: Span, step: Expr, steps: int, head_bytes: int
+) -> None:
+    """Ask for one of ``steps`` equal shares of the head's part of some pages."""
+    lines = -(-head_bytes // CACHE_LINE // steps)
+    for page in pages:
+        for line in range(lines):
+            word = span.kv_head * i32(head_bytes // 4) + (step * i32(lines) + i32(line)) * i32(CACHE_LINE // 4)
+            k.prefetch(page, k.let(word), 0)
+
+
 def _score(
-    k: Emitter, shape: AttentionShape, tables: Buffer, keys: Buffer, item: Item, base: Expr,
-    state: Registers,
+    k: Emitter, shape: AttentionShape, tables: Buffer, keys: Buffer, values: Buffer, item: Item,
+    base: Expr, state: Registers,
 ) -> None:  # fmt: skip
     """q . k for every row and the round's 64 keys. Pages behind the last one repeat it: their keys are
     hidden later."""
     n = item.count
     steps = shape.width if shape.cache == "f32" else shape.width // 2
     together = PAGES_PER_ROUND if n * PAGES_PER_ROUND <= MOST_REGISTERS else 2
-    last_page = k.let(tirx.Div(item.last_position, i32(PAGE)))
     with k.loop(PAGES_PER_ROUND // together) as part:
         first = k.let(part * i32(together))
-        views = []
-        for j in range(together):
-            number = minimum(tirx.Div(base, i32(PAGE)) + first + i32(j), last_page)
-            page = k.let(tables[item.table + number])
-            views.append(k.offset(keys, page, shape.key_page_bytes, keys.dtype))
+        views = _pages(k, tables, keys, shape.key_page_bytes, item.span, base, first, together)
+        ahead = []
+        if n <= MOST_ROWS_AHEAD:
+            # a decoding row is done with a page sooner than the next one arrives from memory
+            ahead = _pages(k, tables, values, shape.value_page_bytes, item.span, base, first, together)
         regs = k.local(n * together)
         for i in range(n * together):
             k.store(regs, i, splat(0.0, LANES))
         with k.loop(steps) as d:
-            at = k.let((item.kv_head * i32(steps) + d) * i32(PAGE))
+            at = k.let((item.span.kv_head * i32(steps) + d) * i32(PAGE))
             vectors = [k.let(view.load(at, LANES)) for view in views]
+            if ahead:
+                _prefetch_share(k, ahead, item.span, d, steps, shape.value_head_bytes)
             for i in range(n):
                 query = k.let(state.scaled[i32(i * steps) + d])
                 for j, vector in enumerate(vectors):
@@ -201,19 +235,30 @@ def _park(k: Emitter, shape: AttentionShape, probabilities: Buffer, i: Expr, u: 
 
 
 def _add_values(
-    k: Emitter, shape: AttentionShape, tables: Buffer, values: Buffer, item: Item, base: Expr,
-    state: Registers,
+    k: Emitter, shape: AttentionShape, tables: Buffer, keys: Buffer, values: Buffer, item: Item,
+    base: Expr, state: Registers,
 ) -> None:  # fmt: skip
     """acc = acc * shrink + p @ V over the round's written tokens (pairs of tokens for bf16)."""
-    valid = k.let(minimum(item.last_position + i32(1) - base, i32(ROUND)))
+    valid = k.let(minimum(item.span.last_position + i32(1) - base, i32(ROUND)))
     pages = k.let(tirx.Div(valid + i32(PAGE - 1), i32(PAGE)))
-    first_page = k.let(item.table + tirx.Div(base, i32(PAGE)))
+    first_page = k.let(item.span.table + tirx.Div(base, i32(PAGE)))
+    if item.count <= MOST_ROWS_AHEAD:
+        _prefetch_keys(k, shape, tables, keys, item.span, base + i32(ROUND))
     for parts, width in _column_parts(shape, item.count):
         with k.loop(len(parts)) as part:
             column = k.let(part * i32(width * LANES) + i32(parts.start * LANES))
             _add_columns(
                 k, shape, tables, values, item, state, first_page, pages, valid, column, width
             )  # fmt: skip
+
+
+def _prefetch_keys(
+    k: Emitter, shape: AttentionShape, tables: Buffer, keys: Buffer, span: Span, base: Expr
+) -> None:
+    """Ask for the head's keys of the round that begins at ``base``, if there is one."""
+    with k.when(base <= span.last_position), k.loop(PAGES_PER_ROUND) as u:
+        pages = _pages(k, tables, keys, shape.key_page_bytes, span, base, u, 1)
+        _prefetch_share(k, pages, span, i32(0), 1, shape.key_head_bytes)
 
 
 def _column_parts(shape: AttentionShape, rows: int) -> list[tuple[range, int]]:
@@ -247,7 +292,7 @@ def _add_columns(
         count = k.let(tirx.Div(tokens + i32(1), i32(2))) if pairs else tokens
         first = k.let(u * i32(steps))
         with k.loop(count) as t:
-            at = k.let((item.kv_head * i32(steps) + t) * i32(width) + column)
+            at = k.let((item.span.kv_head * i32(steps) + t) * i32(width) + column)
             loaded = [k.let(view.load(at + i32(j * LANES), LANES)) for j in range(vectors)]
             for i in range(n):
                 p = state.probabilities[i32(i * per_row) + first + t]

@@ -57,12 +57,21 @@ class AttentionShape:
         return 4 if self.cache == "f32" else 2
 
     @property
+    def key_head_bytes(self) -> int:
+        """A key head's part of a page."""
+        return self.width * PAGE * self.element_bytes
+
+    @property
+    def value_head_bytes(self) -> int:
+        return self.padded_value_width * PAGE * self.element_bytes
+
+    @property
     def key_page_bytes(self) -> int:
-        return self.kv_heads * self.width * PAGE * self.element_bytes
+        return self.kv_heads * self.key_head_bytes
 
     @property
     def value_page_bytes(self) -> int:
-        return self.kv_heads * self.padded_value_width * PAGE * self.element_bytes
+        return self.kv_heads * self.value_head_bytes
 
     def label(self) -> str:
         extra = (f"_w{self.window}" if self.window else "") + ("_cap" if self.softcap else "")

@@ -30,8 +30,9 @@ from rusteeze.codegen.cpu.emit import (
 )
 from rusteeze.codegen.cpu.tiles import TILE, TileLayout
 
-# rows per pass over the weights: their activations stay in the second-level cache
-ROWS_PER_PASS = 384
+# activations of one pass over the weights: they stay in the second-level cache
+PASS_BYTES = 448 << 10
+ROW_MULTIPLE = 24
 PREFETCH_BYTES = 5760
 # with fewer blocks than this the threads share rows instead
 FEWEST_SHARED_BLOCKS = 4
@@ -108,9 +109,16 @@ def matmul(
         run(first, num, i32(0), i32(blocks.count))
         return
     first_block, num_blocks = k.share(i32(blocks.count))
-    with k.loop(tirx.Div(rows + i32(ROWS_PER_PASS - 1), i32(ROWS_PER_PASS))) as p:
-        first = k.let(p * i32(ROWS_PER_PASS))
-        run(first, k.let(minimum(rows - first, i32(ROWS_PER_PASS))), first_block, num_blocks)
+    size = rows_per_pass(x, layout.k)
+    with k.loop(tirx.Div(rows + i32(size - 1), i32(size))) as p:
+        first = k.let(p * i32(size))
+        run(first, k.let(minimum(rows - first, i32(size))), first_block, num_blocks)
+
+
+def rows_per_pass(x: Activations, columns: int) -> int:
+    """As many rows as PASS_BYTES hold, in whole blocks of the usual row tiles."""
+    row_bytes = {"f32": 4 * columns, "bf16": 2 * columns}.get(x.kind, columns + 4 * HEADER * x.groups)
+    return max(PASS_BYTES // row_bytes // ROW_MULTIPLE, 1) * ROW_MULTIPLE
 
 
 def _block(
