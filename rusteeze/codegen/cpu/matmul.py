@@ -33,7 +33,9 @@ from rusteeze.codegen.cpu.tiles import TILE, TileLayout
 # activations of one pass over the weights: they stay in the second-level cache
 PASS_BYTES = 448 << 10
 ROW_MULTIPLE = 24
+# how far ahead weights are asked for: with several rows, with one
 PREFETCH_BYTES = 5760
+PREFETCH_BYTES_ONE_ROW = 2880
 # with fewer blocks than this the threads share rows instead
 FEWEST_SHARED_BLOCKS = 4
 
@@ -274,7 +276,7 @@ def _multiply_q8(
     n = len(rows)
     ints = k.local(n, "int32")
     headers = [k.let((row + i32(i)) * i32(x.groups * HEADER)) for i in range(n)]
-    prefetch = n > 1  # with one row the hardware's own prefetching is better (measured)
+    ahead = PREFETCH_BYTES if n > 1 else PREFETCH_BYTES_ONE_ROW
     span = max(f.group, GROUP)
     with k.loop(layout.k // span) as s:
         for sub in range(span // f.group):
@@ -288,7 +290,7 @@ def _multiply_q8(
                 for i in range(n):
                     k.store(ints, i, _start(x, layout, headers[i], block, half))
                 first = part * GROUP if f.group >= GROUP else sub * width
-                _dots(k, x, tile, layout, record, part, width, s, span, first, rows, ints, prefetch)
+                _dots(k, x, tile, layout, record, part, width, s, span, first, rows, ints, ahead)
                 for i in range(n):
                     head = k.let(headers[i] + block * i32(HEADER))
                     product = convert(ints[i], "float32") * splat(x.header[head], TILE)
@@ -310,7 +312,7 @@ def _start(x: Activations, layout: TileLayout, header: Expr, block: Expr, half: 
 
 def _dots(
     k: Emitter, x: Activations, tile: Buffer, layout: TileLayout, record: Expr, part: int,
-    width: int, s: Expr, span: int, first: int, rows: list[Expr], ints: Buffer, prefetch: bool,
+    width: int, s: Expr, span: int, first: int, rows: list[Expr], ints: Buffer, ahead: int,
 ) -> None:  # fmt: skip
     per_word = 8 if layout.code_bits == 4 else 4
     words = width // per_word
@@ -319,8 +321,7 @@ def _dots(
     for z in range(words):
         at = k.let(record + i32((part * words + z) * TILE))
         word = k.let(tile.load(at, TILE))
-        if prefetch:
-            k.prefetch(tile, at, PREFETCH_BYTES)
+        k.prefetch(tile, at, ahead)
         if per_word == 8:
             low = k.let(tirx.bitwise_and(word, nibbles))
             high = k.let(tirx.bitwise_and(tirx.shift_right(word, splat(i32(4), TILE)), nibbles))
@@ -339,6 +340,9 @@ def _multiply_bf16(
 ) -> None:
     with k.loop((layout.k + 1) // 2) as pair:
         word = k.let(tile.load(pair * i32(TILE), TILE))
+        if len(rows) > 1:
+            # with one row the hardware's own prefetching does as well (measured)
+            k.prefetch(tile, pair * i32(TILE), PREFETCH_BYTES)
         for i, at in enumerate(rows):
             b = splat(x.data[at + pair], TILE)
             k.store(acc, i, tirx.call_pure_extern("float32x16", "rz_dot_bf16", acc[i], word, b))

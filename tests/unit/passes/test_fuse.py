@@ -38,8 +38,38 @@ def reasons(result: PassResult) -> list[str]:
 
 
 def test_anchor_must_exist():
-    with pytest.raises(ValueError, match="linear, norm, pointwise"):
+    with pytest.raises(ValueError, match="attention, linear, norm, pointwise"):
         Fuse("convolution")
+
+
+# ---- attention ------------------------------------------------------------------------------------
+ATTENTION = """  %0 = reshape(%x) {shape=['T',HEADS,WIDTH]} : f32[T,HEADS,WIDTH]
+  %1 = attention(%0, %0, %0, _) {layer=0, scale=0.1} : f32[T,HEADS,WIDTH]  # attn
+  %2 = reshape(%1) {shape=['T',64]} : f32[T,64]
+  %3 = quantize(%2) : f32[T,64]
+  %4 = linear(%3, @w, _) : f32[T,64]"""
+
+
+def attention(heads: int, extra: str = "", result: str = "%4") -> tuple[Graph, PassResult]:
+    body = ATTENTION.replace("HEADS", str(heads)).replace("WIDTH", str(64 // heads))
+    return fused("attention", body + extra, result)
+
+
+def test_attention_rounds_its_result():
+    graph, _ = attention(2)
+    assert shape(graph) == ["reshape", "attention[attention reshape quantize]", "linear"]
+    assert graph.nodes[1].origin == "attn"
+
+
+def test_attention_whose_result_others_read_stays_alone():
+    graph, _ = attention(2, "\n  %5 = neg(%2) : f32[T,64]", "%4, %5")
+    assert "attention" in shape(graph)
+
+
+def test_heads_that_share_a_group_are_refused():
+    graph, result = attention(4)
+    assert "attention" in shape(graph)
+    assert reasons(result) == ["heads of 16 elements are no whole groups of 32"]
 
 
 # ---- products -------------------------------------------------------------------------------------
