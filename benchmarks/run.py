@@ -82,12 +82,13 @@ def compare(
     asked: argparse.Namespace, facts: Mapping[str, object], found: Mapping[str, Provider]
 ) -> Iterator[dict[str, object]]:
     slow: set[tuple[str, str]] = set()
+    begun: set[str] = set()
     for measurement in measurements(asked.parts):
         taking_part = {n: e for n, e in found.items() if (measurement.series, n) not in slow}
         start = {n: e for n, e in taking_part.items() if e.slow_start and measurement.starts}
         others = {n: e for n, e in taking_part.items() if n not in start}
         durations: dict[str, float] = {}
-        values = _in_turns(others, measurement, effort(asked, measurement), durations)
+        values = _in_turns(others, measurement, effort(asked, measurement, begun), durations)
         values |= _in_turns(start, measurement, Effort(1, warm_up=False, limit_s=0), durations)
         for name, engine in taking_part.items():
             yield table.row(
@@ -98,10 +99,13 @@ def compare(
                 slow.add((measurement.series, name))
 
 
-def effort(asked: argparse.Namespace, measurement: Measurement) -> Effort:
-    if measurement.series:
-        return Effort(min(asked.repeats, GROWTH_REPEATS), warm_up=False, limit_s=SLOWEST_GROWTH_S)
-    return Effort(asked.repeats)
+def effort(asked: argparse.Namespace, measurement: Measurement, begun: set[str]) -> Effort:
+    """Only the first of a series warms up: the later ones are long."""
+    if not measurement.series:
+        return Effort(asked.repeats)
+    warm_up = measurement.series not in begun
+    begun.add(measurement.series)
+    return Effort(min(asked.repeats, GROWTH_REPEATS), warm_up, SLOWEST_GROWTH_S)
 
 
 def _in_turns(
