@@ -9,8 +9,8 @@ from rusteeze.runtime.executor import CpuExecutor, aligned_bytes
 
 READ_BYTES = 256 << 20
 KIB = 1024
-ROUNDS = 5
-# A multiple of all tile heights; some 10 ms.
+ROUNDS = 20
+# A multiple of all tile heights; a few ms.
 DOTS = 48 * 200_000
 # operations of one dot product: 16 lanes, multiplied and added
 OPERATIONS = {"int8": 128, "bf16": 64, "f32": 32}
