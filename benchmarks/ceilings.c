@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-enum { LANES = 32, MAX_THREADS = 256, ROUNDS = 5, SUMS = 16, DOTS = 4000000 };
+enum { LANES = 32, MAX_THREADS = 256, ROUNDS = 5, SUMS = 12, DOTS = 4000000 };
 static const size_t BYTES = 1u << 30;
 
 struct part {
@@ -32,32 +32,40 @@ static void *read_part(void *argument) {
     return NULL;
 }
 
-/* Sums stay in registers and begin with different values, else they would be one; the empty asm keeps the compiler from seeing that the factors never change. */
-#define DOTS_OF(NAME, SUM, FACTOR, START, ONES, DOT)                          \
-    static void *NAME(void *argument) {                                       \
-        struct part *part = argument;                                         \
-        SUM sums[SUMS];                                                       \
-        for (int s = 0; s < SUMS; s++) sums[s] = START;                       \
-        FACTOR a = ONES, b = ONES;                                            \
-        for (size_t i = 0; i < part->count; i += SUMS) {                      \
-            for (int s = 0; s < SUMS; s++) sums[s] = DOT(sums[s], a, b);      \
-            __asm__ volatile("" : "+v"(a), "+v"(b));                          \
-        }                                                                     \
-        for (int s = 0; s < SUMS; s++) {                                      \
-            uint32_t word;                                                    \
-            memcpy(&word, &sums[s], sizeof word);                             \
-            part->sum += word;                                                \
-        }                                                                     \
-        return NULL;                                                          \
+/* Sums stay in registers: variables, since gcc keeps an array in memory. They begin with different values, else
+   they would be one; the empty asm keeps the compiler from seeing that the factors never change. */
+#define EACH(X, A) \
+    X(0, A) X(1, A) X(2, A) X(3, A) X(4, A) X(5, A) X(6, A) X(7, A) X(8, A) X(9, A) X(10, A) X(11, A)
+#define BEGIN(I, START) sum##I = START(I),
+#define ADD(I, DOT)                \
+    sum##I = DOT(sum##I, a, b);    \
+    __asm__ volatile("" : "+v"(sum##I));
+#define FIRST_WORD(I, _)                    \
+    memcpy(&word, &sum##I, sizeof word);    \
+    part->sum += word;
+
+#define DOTS_OF(NAME, SUM, FACTOR, START, ONES, DOT)                \
+    static void *NAME(void *argument) {                             \
+        struct part *part = argument;                               \
+        uint32_t word;                                              \
+        SUM EACH(BEGIN, START) unused = START(0);                   \
+        FACTOR a = ONES, b = ONES;                                  \
+        for (size_t i = 0; i < part->count; i += SUMS) {            \
+            EACH(ADD, DOT)                                          \
+            __asm__ volatile("" : "+v"(a), "+v"(b));                \
+        }                                                           \
+        EACH(FIRST_WORD, )                                          \
+        (void)unused;                                               \
+        return NULL;                                                \
     }
 
 #ifdef __AVX512VNNI__
-DOTS_OF(int8_dots, __m512i, __m512i, _mm512_set1_epi32(s), _mm512_set1_epi8(1), _mm512_dpbusd_epi32)
+DOTS_OF(int8_dots, __m512i, __m512i, _mm512_set1_epi32, _mm512_set1_epi8(1), _mm512_dpbusd_epi32)
 #else
 #define int8_dots NULL
 #endif
 #ifdef __AVX512BF16__
-DOTS_OF(bf16_dots, __m512, __m512bh, _mm512_set1_ps(s), (__m512bh)_mm512_set1_epi16(0x3c80), _mm512_dpbf16_ps)
+DOTS_OF(bf16_dots, __m512, __m512bh, _mm512_set1_ps, (__m512bh)_mm512_set1_epi16(0x3c80), _mm512_dpbf16_ps)
 #else
 #define bf16_dots NULL
 #endif
