@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from rusteeze.artifact.contract import BLOCK_SIZE, STEP_INPUTS, TILE_FIELDS, Arg, Plan
+from rusteeze.artifact.plan_text import call_lines
+from rusteeze.observe import LAUNCHES, Observer
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.launch import BARRIER_FLAG, Library, Program, ThreadPool
 from rusteeze.runtime.weights import WeightFile
@@ -132,7 +134,16 @@ class CpuExecutor:
                 )
                 for call in self.plan.calls
             ])  # fmt: skip
+            self._show_launches(tokens, rows)
         return self._programs[key]
+
+    def _show_launches(self, tokens: int, rows: int) -> None:
+        """What a program launches, for those who watch: once, since every step launches the same."""
+        observer = Observer.from_environment()
+        if observer.shows(LAUNCHES):
+            title = f"each step of up to {tokens} tokens, {rows} rows of logits launches"
+            lines = call_lines(self.plan, self._weights.nbytes)
+            observer.say(LAUNCHES, "\n".join([title, *lines]))
 
     def _address(self, arg: Arg, capacity: dict[str, int]) -> int:
         if arg.kind == "buffer":
