@@ -21,6 +21,7 @@ from rusteeze.runtime.llm import LLM
 DECODE_PROMPT = 32
 PERCENTILES = (50, 90, 99)
 KIB = 1024
+WIDTH = 120
 COLUMNS = ("what", "tok/s", "first token ms", "between tokens ms", "runs")
 
 
@@ -60,7 +61,7 @@ def command(
     if wants_json():
         print_json({"measured": rows, "memory": memory})
         return
-    print_table("", COLUMNS, [_row(facts) for facts in rows])
+    print_table("", COLUMNS, [_row(facts) for facts in rows], WIDTH)
     click.echo("\nmemory: " + ", ".join(f"{what} {bytes_text(n)}" for what, n in memory.items()))
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 NAMES = ("rz_ceiling_read", "rz_ceiling_int8", "rz_ceiling_bf16", "rz_ceiling_f32")
 
 _READ = """
+declare <16 x float> @llvm.fmuladd.v16f32(<16 x float>, <16 x float>, <16 x float>)
 define linkonce_odr i32 @rz_ceiling_read_body(ptr %args, ptr %step, i32 %tid, i32 %nth) nounwind {
 entry:
   %memory = load ptr, ptr %args, align 8
@@ -81,8 +82,8 @@ TOTAL
 _DOT_LINES = {
     "int8": "%d{s} = call <16 x i32> @rz_dot4(<16 x i32> %s{s}, <16 x i32> %right, <16 x i32> %a{s})",
     "bf16": "%d{s} = call <16 x float> @rz_dot_bf16(<16 x float> %s{s}, <16 x i32> %a{s}, <16 x i32> %right)",
-    "f32": "%p{s} = fmul contract <16 x float> %a{s}, %right\n  "
-    "%d{s} = fadd contract <16 x float> %s{s}, %p{s}",
+    "f32": "%d{s} = call <16 x float> @llvm.fmuladd.v16f32("
+    "<16 x float> %a{s}, <16 x float> %right, <16 x float> %s{s})",
 }  # fmt: skip
 # Codes of 7 bits, as weights of 4 bits are: AVX2 needs half the work for them.
 _RIGHT_LINES = {
