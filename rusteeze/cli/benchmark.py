@@ -11,6 +11,7 @@ import numpy as np
 from rusteeze import env
 from rusteeze.cli.artifacts import artifact_for
 from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.machine_load import MachineLoad, warning
 from rusteeze.cli.output import bytes_text, print_json, print_table
 from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
@@ -53,16 +54,18 @@ def command(
     try:
         loads = [Load(n, DECODE_PROMPT, new_tokens) for n in batch] + [Load(1, n, 1) for n in prefill]
         _check_lengths(loads, loaded.executor.max_model_len)
-        vocab_size = loaded.executor.vocab_size
+        vocab_size, machine = loaded.executor.vocab_size, MachineLoad()
         rows = [_facts(*found) for found in repeated(loaded.engine, loads, vocab_size, budget)]
-        memory = _memory(loaded)
+        memory, foreign = _memory(loaded), machine.foreign()
     finally:
         loaded.close()
     if wants_json():
-        print_json({"measured": rows, "memory": memory})
+        print_json({"measured": rows, "memory": memory, "foreign": foreign})
         return
     print_table("", COLUMNS, [_row(facts) for facts in rows], WIDTH)
     click.echo("\nmemory: " + ", ".join(f"{what} {bytes_text(n)}" for what, n in memory.items()))
+    if warning(foreign):
+        click.echo(warning(foreign), err=True)
 
 
 def _check_lengths(loads: list[Load], longest: int) -> None:

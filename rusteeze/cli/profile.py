@@ -12,6 +12,7 @@ from rusteeze import env
 from rusteeze.cli.artifacts import artifact_for
 from rusteeze.cli.command import Command, wants_json
 from rusteeze.cli.kernel_groups import Group, grouped
+from rusteeze.cli.machine_load import MachineLoad, warning
 from rusteeze.cli.output import print_json, print_table
 from rusteeze.cli.trace_file import trace_events
 from rusteeze.config import CompileOptions
@@ -58,7 +59,9 @@ def command(
     try:
         _check_room(executor, batch, prefill or context)
         batches = _batches(executor, batch, context, prefill)
+        load = MachineLoad()
         profile = take_profile(executor, batches, seconds)
+        foreign = load.foreign()
         ceilings = measure_ceilings(executor, profile.threads)
     finally:
         loaded.close()
@@ -68,9 +71,11 @@ def command(
     if roofline and draw:
         draw(roofline, groups, ceilings)
     if wants_json():
-        print_json(_facts(profile, ceilings, groups))
+        print_json(_facts(profile, ceilings, groups) | {"foreign": foreign})
     else:
         _print(profile, ceilings, groups)
+        if warning(foreign):
+            click.echo(warning(foreign), err=True)
 
 
 def _batches(

@@ -94,7 +94,7 @@ class TestSmallModel:
         # all of the file but the tables of positions; the embedding is the last matmul's weight
         assert 0.9 * weights < matmuls < 1.05 * weights
         busy = sum(c["busy_us"] + c["wait_us"] for c in facts["calls"])
-        assert busy == pytest.approx(facts["timed_us"], rel=0.3)
+        assert busy == pytest.approx(facts["timed_us"], rel=0.5)
         assert len(json.loads(trace.read_text())["traceEvents"]) > 2 * len(facts["calls"])
         assert facts["read_gb_per_s"] > 0.5
 
