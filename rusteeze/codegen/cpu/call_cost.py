@@ -19,22 +19,27 @@ def call_cost(ctx: Lowering, call: PendingCall) -> Cost:
     node = call.node
     pages_read = _page_bytes(ctx, call.reads)
     fixed, gathered_row, gathered = _weight_bytes(ctx, call)
-    attends = pages_read > 0
+    attention = _attention(node) if pages_read else None
     return Cost(
         arithmetic=_arithmetic(ctx, node),
         space=ctx.space(node.results[0]) or "T",
         row_flops=sum(_row_flops(n) for n in _nodes(node)),
         row_bytes=_scratch_bytes(call) + _page_bytes(ctx, call.writes),
         weight_bytes=fixed, gathered_row_bytes=gathered_row, gathered_bytes=gathered,
-        pair_flops=_pair_flops(node) if attends else 0,
+        pair_flops=_pair_flops(attention) if attention else 0,
         cached_bytes=pages_read,
-        window=int(node.attrs["window"]) if attends else 0,  # type: ignore[call-overload]
+        window=int(attention.attrs["window"]) if attention else 0,  # type: ignore[call-overload]
     )  # fmt: skip
 
 
 def _nodes(node: Node) -> Iterator[Node]:
     """A node, or those of its body when it is a region."""
     yield from [node] if node.body is None else node.body.nodes
+
+
+def _attention(node: Node) -> Node | None:
+    """The attention that a node is, or that is in its region."""
+    return next((n for n in _nodes(node) if n.op.name == "attention"), None)
 
 
 def _row_flops(node: Node) -> int:
@@ -73,7 +78,7 @@ def _arithmetic(ctx: Lowering, node: Node) -> str:
         view = ctx.env.get(value)
         if isinstance(view, RoundedView):
             return {"q8": "int8"}.get(view.kind, view.kind)
-    return ctx.options.cache_dtype if node.op.name == "attention" else "f32"
+    return ctx.options.cache_dtype if _attention(node) else "f32"
 
 
 def _scratch_bytes(call: PendingCall) -> int:
@@ -114,5 +119,5 @@ def _rows_of_table(node: Node, rank: int) -> int:
         idx = node.operands[1]
         assert idx is not None
         return inner_shape(idx.type)[0]
-    by_position = node.op.name in ("embedding", "rope", "attention") and rank == 2
+    by_position = any(n.op.name in ("embedding", "rope", "attention") for n in _nodes(node)) and rank == 2
     return 1 if by_position else 0
