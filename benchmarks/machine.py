@@ -10,9 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-READ_BYTES = 2**30
-SOURCE = Path(__file__).with_name("read_bandwidth.c")
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -67,19 +64,6 @@ def watched(work: Callable[[], float], own_seconds: Callable[[], float]) -> Meas
     others = (busy_seconds() - busy) - (own_seconds() - own)
     share = others / ((time.perf_counter() - start) * (os.cpu_count() or 1))
     return Measured(value, max(0.0, share))
-
-
-def build_reader(folder: Path) -> Path:
-    """The program that measures how fast memory is read. Needs a C compiler."""
-    program = folder / "read_bandwidth"
-    flags = ["-O3", "-march=native", "-pthread"]
-    subprocess.run(["cc", *flags, str(SOURCE), "-o", str(program)], check=True)
-    return program
-
-
-def read_rate(program: Path, threads: int) -> float:
-    """GB/s (1e9 bytes) of reading a gibibyte."""
-    return float(_output([str(program), str(threads), str(READ_BYTES)]))
 
 
 def _output(command: list[str]) -> str:

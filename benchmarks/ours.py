@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
-from answering import answer
+from answering import Tokens, answer, own_channel
 
 from rusteeze.cli.artifacts import artifact_for
 from rusteeze.config import CompileOptions
 from rusteeze.runtime import llm
 from rusteeze.runtime.interface import SamplingParams
 
+# For the longest contexts of 32 sequences; backed by memory only where it is used.
+KV_BYTES = 8 << 30
+
 
 def main() -> None:
-    engine = llm.load(artifact_for(sys.argv[1], CompileOptions()), int(sys.argv[2])).engine
+    channel = own_channel()
+    artifact = artifact_for(sys.argv[1], CompileOptions())
+    engine = llm.load(artifact, int(sys.argv[2]), KV_BYTES).engine
 
-    def generate(prompts: list[list[int]], new: int) -> list[list[int]]:
+    def generate(prompts: list[list[int]], new: int) -> Iterator[Tokens]:
         params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
-        return [list(done.token_ids) for done in engine.generate(prompts, params)]
+        number = {engine.submit(prompt, params): i for i, prompt in enumerate(prompts)}
+        while engine.has_work:
+            yield [(number[o.request_id], t) for o in engine.step() for t in o.token_ids]
 
-    answer(generate)
+    answer(generate, channel)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,22 +24,34 @@ class Run:
     peak_rss_mib: float
 
 
+@dataclass(frozen=True)
+class Answer:
+    """Seconds for all tokens, and how many came, in which time, after every sequence had its first."""
+
+    seconds: float
+    tail_tokens: int
+    tail_seconds: float
+
+
 @dataclass
 class Provider:
     """How to start an engine: ``script`` answers prompts, ``complete`` completes a text by itself.
 
-    ``complete`` ends before the text and the number of new tokens, which are added.
+    ``complete`` ends before the text and the number of new tokens, which are added. ``weights`` is what
+    the row says of them; ``slow_start`` means that a fresh start is measured once, without warm-up.
     """
 
     name: str
+    weights: str
     script: list[str]
     complete: list[str]
     length_option: list[str] = field(default_factory=list)
     environment: Mapping[str, str] = field(default_factory=dict)
+    slow_start: bool = False
     process: subprocess.Popen[str] | None = None
 
-    def generate(self, prompts: list[list[int]], new: int) -> float:
-        """Seconds to generate ``new`` tokens for each prompt, in a process that stays loaded."""
+    def generate(self, prompts: list[list[int]], new: int) -> Answer:
+        """Generate ``new`` tokens for each prompt, in a process that stays loaded."""
         if self.process is None:
             self.process = subprocess.Popen(
                 self.script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -53,7 +64,7 @@ class Provider:
         line = answers.readline()
         if not line:
             raise SystemExit(f"{self.name} ended: {' '.join(self.script)}")
-        return float(json.loads(line)["seconds"])
+        return Answer(**json.loads(line))
 
     def used_seconds(self) -> float:
         """Processor time of the loaded process and of all fresh ones that have ended."""
@@ -85,26 +96,3 @@ class Provider:
             self.process = None
 
 
-def ours(model: Path, cache: Path, threads: int) -> Provider:
-    """Rusteeze as this interpreter has it, its artifact already in ``cache``.
-
-    A fresh start is the ``generate`` command on the model file, as a person would type it."""
-    count = str(threads)
-    options = ["--temperature", "0", "--threads", count]
-    return Provider(
-        "rusteeze",
-        [sys.executable, str(HERE / "ours.py"), str(model), count],
-        [sys.executable, "-m", "rusteeze", "generate", str(model), *options, "-p"],
-        ["--max-tokens"],
-        {"RUSTEEZE_CACHE": str(cache)},
-    )
-
-
-def llamacpp(python: str, model: Path, threads: int) -> Provider:
-    """llama.cpp as the interpreter ``python`` has it."""
-    version = subprocess.run(
-        [python, "-c", "import llama_cpp; print(llama_cpp.__version__)"],
-        capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-    command = [python, str(HERE / "llamacpp.py"), str(model), str(threads)]
-    return Provider(f"llama.cpp (llama-cpp-python {version})", command, command)

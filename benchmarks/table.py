@@ -27,13 +27,14 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def row(
-    facts: Mapping[str, object], what: str, provider: str, metric: str, measured: Sequence[Measured]
-) -> dict[str, object]:
+    facts: Mapping[str, object], what: str, provider: str, weights: str, metric: str,
+    measured: Sequence[Measured],
+) -> dict[str, object]:  # fmt: skip
     """One row: percentiles of the values, and the largest share that others had of the machine."""
     values = [m.value for m in measured]
     shown = {f"p{p}": f"{percentile(values, p):.5g}" for p in PERCENTILES}
     foreign = f"{max(m.foreign for m in measured):.3f}"
-    own = {"what": what, "provider": provider, "metric": metric, "n": len(values)}
+    own = {"what": what, "provider": provider, "weights": weights, "metric": metric, "n": len(values)}
     return {**facts, **own, **shown, "foreign": foreign}
 
 
@@ -41,7 +42,7 @@ def line(row: Mapping[str, object]) -> str:
     """A row for a person who waits."""
     middle = f"{row['p50']:>8} {row['metric']:6}"
     spread = f"[{row['p20']}, {row['p80']}] of {row['n']}, others {row['foreign']}"
-    return f"{row['what']:22} {row['provider']:36} {middle} {spread}"
+    return f"{row['what']:24} {row['provider']:36} {row['weights']:33} {middle} {spread}"
 
 
 def append(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

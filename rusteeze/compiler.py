@@ -19,6 +19,7 @@ import rusteeze.source
 from rusteeze.artifact import cache
 from rusteeze.artifact.contract import encode_plan
 from rusteeze.artifact.files import require_free_bytes
+from rusteeze.artifact.plan_text import plan_text
 from rusteeze.artifact.store import publish
 from rusteeze.codegen.cpu.build import LibraryBuilds
 from rusteeze.codegen.cpu.isa import ALL, Isa
@@ -87,6 +88,8 @@ def _build(
     with LibraryBuilds(lowered.kernels, isas, folder / "cpu", jobs, observer):
         write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
     (folder / "plan.json").write_bytes(encode_plan(lowered.plan))
+    if observer.folder:
+        observer.dump_as("plan.txt", plan_text(lowered.plan, lowered.statics.nbytes))
     (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
     facts |= describe(model, checkpoint, graph, lowered, activations)
 

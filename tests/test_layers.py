@@ -67,6 +67,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("server/",),
     "re2": ("rlm/search.py",),
     "click": ("cli/",),
+    "matplotlib": ("cli/roofline.py",),
     "rich": ("cli/", "observe.py"),
     "huggingface_hub": ("cli/download.py",),
     "filelock": ("artifact/",),

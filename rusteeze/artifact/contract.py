@@ -31,6 +31,30 @@ class Arg(msgspec.Struct, frozen=True, array_like=True):
     offset: int = 0
 
 
+class Cost(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a call has to do at least, for measuring: operations (a multiplication or an addition is one)
+    and bytes that it reads and writes."""
+
+    arithmetic: Literal["int8", "bf16", "f32"] = "f32"
+    """Of its products."""
+    space: Literal["T", "R"] = "T"
+    """Its rows: a token or a logits row each."""
+    row_flops: int = 0
+    row_bytes: int = 0
+    """Scratch rows, whole, and cache written."""
+    weight_bytes: int = 0
+    """Read once a step."""
+    gathered_row_bytes: int = 0
+    """Of a table or of experts, for each row, as long as that is less than ``gathered_bytes``."""
+    gathered_bytes: int = 0
+    pair_flops: int = 0
+    """For each token and each token that it attends to."""
+    cached_bytes: int = 0
+    """For each sequence and each token of its context."""
+    window: int = 0
+    """To how many tokens a token attends at most; 0: to all."""
+
+
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     """One kernel call. ``barrier``: all threads wait for each other behind it."""
 
@@ -38,6 +62,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     args: tuple[Arg, ...]
     barrier: bool = True
     origin: str = ""
+    cost: Cost = Cost()
 
 
 class Buffer(msgspec.Struct, frozen=True, omit_defaults=True):

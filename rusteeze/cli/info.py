@@ -63,7 +63,7 @@ def _artifact_facts(path: Path) -> dict[str, Any]:
         "facts": manifest.facts,
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "files": {name: record.bytes for name, record in manifest.files.items()},
-        "kernels": dict(Counter(_role(call.kernel) for call in plan.calls).most_common()),
+        "kernels": dict(Counter(role(call.kernel) for call in plan.calls).most_common()),
         "memory": _memory(plan),
     }
 
@@ -72,7 +72,7 @@ def _read_plan(path: Path, manifest: Manifest) -> Plan:
     return decode_plan(member(path, manifest, PLAN).read_bytes())
 
 
-def _role(kernel: str) -> str:
+def role(kernel: str) -> str:
     """The kernel's name without its hash: layers have kernels of their own that differ in nothing else."""
     return _HASH.sub("", kernel)
 

@@ -21,6 +21,8 @@ SUBCOMMANDS = {
     "chat": "Talk with a model, turn by turn.",
     "info": "Show what a model or an artifact holds.",
     "validate": "Check an artifact, a model or its accuracy.",
+    "benchmark": "Measure speed, latency and memory.",
+    "profile": "Show where the time of a step goes.",
     "opt": "Run passes on a graph in text form.",
     "download": "Fetch a model from the Hugging Face hub.",
     "cache": "List, check and free the cache of artifacts.",

@@ -8,11 +8,14 @@ the cache; there is one table of addresses per capacity.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rusteeze.artifact.contract import BLOCK_SIZE, STEP_INPUTS, TILE_FIELDS, Arg, Plan
+from rusteeze.artifact.plan_text import call_lines
+from rusteeze.observe import LAUNCHES, Observer
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.launch import BARRIER_FLAG, Library, Program, ThreadPool
 from rusteeze.runtime.weights import WeightFile
@@ -81,6 +84,21 @@ class CpuExecutor:
 
     def execute(self, batch: Batch) -> np.ndarray:
         """Logits f32[R, V], valid until the next call. ValueError when the batch exceeds a limit."""
+        program, capacity = self._prepare(batch)
+        self._pool.run(program, self._step)
+        return self._logits(capacity, len(batch.rows))
+
+    def execute_timed(self, batch: Batch) -> np.ndarray:
+        """As ``execute``, for the times: see ThreadPool.run_timed. Calls are in the plan's order."""
+        return self._pool.run_timed(self._prepare(batch)[0], self._step)
+
+    def run_alone(self, kernel: str, args: Sequence[int], number: int) -> None:
+        """Run one kernel of the library that no plan calls, with step[0] = ``number``."""
+        program = Program([(self._library.address(kernel), BARRIER_FLAG, args)])
+        self._pool.run(program, np.array([number], np.int64))
+
+    def _prepare(self, batch: Batch) -> tuple[Program, int]:
+        """The program of a batch, whose arrays are in place, and the capacity of its rows."""
         tokens, rows = batch.num_tokens, len(batch.rows)
         if tokens > self.max_batched_tokens or batch.num_sequences > self.max_sequences:
             raise ValueError(f"a step of {tokens} tokens, {batch.num_sequences} sequences is too large")
@@ -93,8 +111,7 @@ class CpuExecutor:
             self._inputs[name][: len(array)] = array
         self._step[:4] = (tokens, rows, len(tiles), batch.block_tables.shape[1])
         capacity = self._capacity(tokens), self._capacity(rows)
-        self._pool.run(self._program(*capacity), self._step)
-        return self._logits(capacity[1], rows)
+        return self._program(*capacity), capacity[1]
 
     def _capacity(self, count: int) -> int:
         return next(c for c in self._capacities if count <= c)
@@ -117,7 +134,16 @@ class CpuExecutor:
                 )
                 for call in self.plan.calls
             ])  # fmt: skip
+            self._show_launches(tokens, rows)
         return self._programs[key]
+
+    def _show_launches(self, tokens: int, rows: int) -> None:
+        """What a program launches, for those who watch: once, since every step launches the same."""
+        observer = Observer.from_environment()
+        if observer.shows(LAUNCHES):
+            title = f"each step of up to {tokens} tokens, {rows} rows of logits launches"
+            lines = call_lines(self.plan, self._weights.nbytes)
+            observer.say(LAUNCHES, "\n".join([title, *lines]))
 
     def _address(self, arg: Arg, capacity: dict[str, int]) -> int:
         if arg.kind == "buffer":

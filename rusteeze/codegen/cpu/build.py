@@ -22,6 +22,7 @@ import tvm
 from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
+from rusteeze.codegen.cpu import ceilings
 from rusteeze.codegen.cpu.emit import Emitter
 from rusteeze.codegen.cpu.isa import Isa
 from rusteeze.codegen.cpu.lowering import Kernel
@@ -54,10 +55,12 @@ def emit_kernel(kernel: Kernel, isa: Isa) -> Any:
     return k.finish()
 
 
-def _export(name: str, target: str, arguments: int) -> Any:
-    """A function that makes an imported LLVM function visible: TVM keeps only what it reaches."""
+def _export(name: str, target: str, *arguments: str) -> Any:
+    """A function that makes an imported LLVM function visible: TVM keeps only what it reaches.
+
+    ``arguments``: their names; tid and nth are numbers, the others pointers."""
     pointer = tvm.ir.PointerType(tvm.ir.PrimType("int64"))
-    params = [tirx.Var("shared", pointer), tirx.Var("tid", "int32")][:arguments]
+    params = [tirx.Var(a, "int32" if a in ("tid", "nth") else pointer) for a in arguments]
     body = tirx.Evaluate(tirx.call_extern("int32", target, *params))
     return tirx.PrimFunc(params, body).with_attr("global_symbol", name)
 
@@ -69,9 +72,12 @@ def build_module(kernels: Iterable[Kernel], isa: Isa, observer: Observer | None 
         for name, f in functions.items():
             observer.dump_as(f"kernels/{isa.name}/{name}.py", f.script())
             observer.say(SOURCES, f.script())
-    functions["rz_step_once"] = _export("rz_step_once", "rz_step_main", 1)
-    functions["rz_worker"] = _export("rz_worker", "rz_worker_loop", 2)
-    text = tvm.ir.StringImm(isa.support + support_text(isa.machine))
+    functions["rz_step_once"] = _export("rz_step_once", "rz_step_main", "shared")
+    functions["rz_worker"] = _export("rz_worker", "rz_worker_loop", "shared", "tid")
+    for ceiling in ceilings.NAMES:
+        functions[ceiling] = _export(ceiling, f"{ceiling}_body", "args", "step", "tid", "nth")
+    support = isa.support + support_text(isa.machine) + ceilings.ceilings_text(isa.row_tiles[0])
+    text = tvm.ir.StringImm(support)
     name, first = next(iter(functions.items()))
     body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", text, first.body)
     functions[name] = first.with_body(body)

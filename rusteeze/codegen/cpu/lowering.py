@@ -65,7 +65,7 @@ class PendingCall:
     args: tuple[Pointer, ...]
     reads: frozenset[Storage | PageSet]
     writes: frozenset[Storage | PageSet]
-    origin: str
+    node: Node
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Lowering:
         self.calls.append(
             PendingCall(
                 name, tuple(reads + writes), frozenset(p.target for p in reads),
-                frozenset(p.target for p in writes), node.origin,
+                frozenset(p.target for p in writes), node,
             )
         )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rusteeze.artifact.contract import SCHEMA, Arg, Buffer, Call, Library, Plan
+from rusteeze.codegen.cpu.call_cost import call_cost
 from rusteeze.codegen.cpu.lowering import Lowering, PageSet, PendingCall, Pointer
 from rusteeze.codegen.memory import Lifetime, assign_offsets
 from rusteeze.codegen.views import Storage
@@ -42,7 +43,7 @@ def make_plan(ctx: Lowering) -> Plan:
         buffers=tuple(_buffer(life.storage, offsets) for life in lifetimes),
         pages=tuple(ctx.pages[layer] for layer in sorted(ctx.pages)),
         calls=tuple(
-            Call(c.kernel, tuple(_arg(p, number) for p in c.args), meet, c.origin)
+            Call(c.kernel, tuple(_arg(p, number) for p in c.args), meet, c.node.origin, call_cost(ctx, c))
             for c, meet in zip(ctx.calls, meets, strict=True)
         ),
         logits=number[out],

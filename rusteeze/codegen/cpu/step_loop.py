@@ -11,7 +11,8 @@
 ``shared`` is an array of 64-bit words, each group on a cache line of its own: [0] generation,
 [1] sleeping helpers, [8] barrier count, [16] barrier generation, [17] sleepers at the barrier,
 [24] program, [25] count, [26] step, [27] threads, [28] stop, [29] spins before a helper sleeps between
-steps, [30] spins before a thread sleeps at a barrier, [31] their upper bound.
+steps, [30] spins before a thread sleeps at a barrier, [31] their upper bound, [32] where time stamps go
+(profiled_loop.py), or 0.
 
 Waiting is spinning first, because others are usually only microseconds away, then sleeping in a futex
 (Linux): when other processes hold the cores, a spinning thread keeps its own partner from running. So
@@ -19,6 +20,8 @@ patience at barriers adapts: a wait in vain cuts it to FEWEST spins, every meeti
 """
 
 from __future__ import annotations
+
+from rusteeze.codegen.cpu.profiled_loop import PROFILED_LOOP
 
 SYSCALL_FUTEX = {"x86_64": 202, "aarch64": 98}
 PAUSE = {"x86_64": "pause", "aarch64": "yield"}
@@ -94,7 +97,13 @@ entry:
   %step = load ptr, ptr %step_at, align 8
   %nth_at = getelementptr i64, ptr %shared, i64 27
   %nth = load i32, ptr %nth_at, align 8
-  br label %head
+  %stamps_at = getelementptr i64, ptr %shared, i64 32
+  %stamps = load ptr, ptr %stamps_at, align 8
+  %plain = icmp eq ptr %stamps, null
+  br i1 %plain, label %head, label %profiled
+profiled:
+  call void @rz_run_profiled(ptr %shared, i32 %tid, ptr %stamps)
+  ret void
 head:
   %i = phi i64 [ 0, %entry ], [ %next, %tail ]
   %more = icmp slt i64 %i, %count
@@ -180,7 +189,7 @@ def support_text(machine: str) -> str:
     """The step loop for a machine ("x86_64", "aarch64"), to be imported next to the kernels."""
     words = {"PAUSE": PAUSE[machine], "FUTEX": SYSCALL_FUTEX[machine]}
     words |= {"FEWEST": FEWEST, "PATIENCE": PATIENCE}
-    text = _TEXT
+    text = _TEXT + PROFILED_LOOP
     for word, value in words.items():
         text = text.replace(word, str(value))
     return text

@@ -146,6 +146,9 @@ class GraphRunner:
         """Where a packed weight is: this object takes the place of an artifact's weight file."""
         return self.data[name].ctypes.data
 
+    def nbytes(self, name: str) -> int:
+        return self.data[name].nbytes
+
     def restart(self) -> None:
         self.executor.fill_cache(NAN_BYTE)
         self.sequences, self.state = Sequences(), KVState()

