@@ -126,8 +126,7 @@ def submit(service: Service, asked: Sequence[Asked], each: bool) -> tuple[Reply,
     try:
         return service.engine.submit(asked, each)
     except QueueFull:
-        wait = service.limits.retry_after_seconds
-        raise overloaded("too many requests are waiting; try again later", wait) from None
+        raise overloaded(service.limits.retry_after_seconds) from None
     except RequestError as error:
         raise bad_request(str(error)) from error
     except EngineStopped:

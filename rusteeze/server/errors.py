@@ -56,6 +56,7 @@ def unavailable(message: str, retry_after: int) -> ApiError:
     return ApiError(503, message, "unavailable", headers=headers)
 
 
-def overloaded(message: str, retry_after: int) -> ApiError:
+def overloaded(retry_after: int) -> ApiError:
     headers = {"retry-after": str(retry_after)}
+    message = "too many requests are waiting; try again later"
     return ApiError(429, message, "queue_full", headers=headers)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rusteeze.runtime.template import ChatTemplate
 from rusteeze.runtime.tokens import Tokenizer
-from rusteeze.server.errors import unavailable
+from rusteeze.server.errors import overloaded, unavailable
 from rusteeze.server.limits import MAX_CHOICES, Limits
 from rusteeze.server.metrics import Metrics
 from rusteeze.server.replies import AsyncEngine
@@ -64,8 +64,11 @@ class Service:
         return self.limits.max_request_tokens or MAX_CHOICES * self.model.max_model_len
 
     def check_open(self) -> None:
-        """ApiError 503 while leaving or sick: another server may answer."""
+        """ApiError 503 while leaving or sick, 429 when the queue is full: before any work is done."""
         if self.draining:
             raise unavailable("the server is shutting down", self.limits.retry_after_seconds)
         if not self.engine.is_alive:
             raise unavailable("the engine has stopped", self.limits.retry_after_seconds)
+        if self.engine.is_full:
+            self.metrics.rejected(1)
+            raise overloaded(self.limits.retry_after_seconds)
