@@ -20,13 +20,17 @@ from rusteeze.server.access import ApiKey, RequestId
 from rusteeze.server.chat import chat_completions
 from rusteeze.server.completions import completions
 from rusteeze.server.errors import ApiError, internal
+from rusteeze.server.openapi import openapi
 from rusteeze.server.service import Service
+from rusteeze.server.tokenizing import detokenize, tokenize
 
 _log = logging.getLogger(__name__)
 
 ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/detokenize", detokenize, methods=["POST"]),
     Route("/v1/models", status.models, methods=["GET"]),
     Route("/v1/models/{model:path}", status.model, methods=["GET"]),
     Route("/health", status.ready, methods=["GET"]),
@@ -34,6 +38,7 @@ ROUTES = [
     Route("/health/ready", status.ready, methods=["GET"]),
     Route("/version", status.version, methods=["GET"]),
     Route("/metrics", status.metrics, methods=["GET"]),
+    Route("/openapi.json", openapi, methods=["GET"]),
 ]
 
 _HTTP_MESSAGES = {404: "there is no such path", 405: "this path does not take this method"}
@@ -58,6 +63,7 @@ def build_app(service: Service, options: AppOptions | None = None) -> Starlette:
         },
     )  # fmt: skip
     app.state.service = service
+    app.state.has_key = options.api_key is not None
     return app
 
 

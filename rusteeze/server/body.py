@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from rusteeze.server.errors import ApiError, bad_request
 from rusteeze.server.limits import Limits
@@ -33,16 +33,20 @@ class Body(Generic[T]):
 async def read_body(request: Request, schema: type[T], limits: Limits, strict: bool) -> Body[T]:
     """The body of a request. ApiError when it is too large, too slow, no JSON, or breaks its schema;
     ClientDisconnect when the client leaves."""
+    return decode_body(await read_data(request, limits), schema, strict)
+
+
+async def read_data(request: Request, limits: Limits) -> bytes:
+    """The bytes of a JSON body, not decoded. Errors as those of ``read_body``."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != _JSON:
         # Also what keeps web pages out: a browser asks before it sends this type across origins.
         raise ApiError(415, f"the content type must be {_JSON}", "unsupported_media_type")
     try:
         async with asyncio.timeout(limits.body_seconds):
-            data = await _read(request, limits.max_body_bytes)
+            return await _read(request, limits.max_body_bytes)
     except TimeoutError:
         raise ApiError(408, "the body took too long to arrive", "timeout", headers=_CLOSE) from None
-    return decode_body(data, schema, strict)
 
 
 async def _read(request: Request, most: int) -> bytes:
@@ -66,7 +70,7 @@ def _too_large(most: int) -> ApiError:
 def decode_body(data: bytes, schema: type[T], strict: bool) -> Body[T]:
     """ApiError 400 when the data is no JSON object of this schema."""
     try:
-        value = msgspec.json.decode(data, type=schema)
+        value = _decode(data, schema)
         names = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError as error:
         text = str(error)
@@ -83,6 +87,35 @@ def decode_body(data: bytes, schema: type[T], strict: bool) -> Body[T]:
     return Body(value, unknown)
 
 
+def _decode(data: bytes, schema: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=schema)
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error):
+            raise
+    # To JSON 8 and 8.0 are the same number, and some clients write the latter.
+    return msgspec.convert(_whole(msgspec.json.decode(data)), schema)
+
+
+def _whole(value: Any) -> Any:
+    """The value with floats that are whole numbers as such."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _whole(part) for key, part in value.items()}
+    return value
+
+
+def has_field(data: bytes, name: str) -> bool:
+    """Whether the data is a JSON object with this field."""
+    try:
+        return name in msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False  # which decoding it into a schema reports
+
+
 def _plain(name: str) -> str:
     """A field's name if it is harmless in a header and a message."""
     return name if _PLAIN_NAME.fullmatch(name) else "(unprintable)"
@@ -92,5 +125,3 @@ def ignored_header(unknown: tuple[str, ...]) -> dict[str, str]:
     """Tells the client which fields had no effect."""
     return {"warning": f'299 - "ignored: {", ".join(unknown)}"'} if unknown else {}
 
-
-__all__ = ["Body", "ClientDisconnect", "decode_body", "ignored_header", "read_body"]

@@ -14,9 +14,10 @@ from rusteeze.server.sampling_fields import SamplingFields, Text
 MAX_TOP_LOGPROBS = 20
 
 
-class TextPart(msgspec.Struct, tag="text", tag_field="type"):
+class TextPart(msgspec.Struct):
     """The only kind of content there is: nothing named in a request is ever fetched."""
 
+    type: Literal["text"]
     text: str
 
 

@@ -17,8 +17,11 @@ DEFAULT_MAX_TOKENS = 16
 """As in the OpenAI API."""
 
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
-Texts = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]
-Prompts = Annotated[list[Annotated[str, Meta(min_length=1)] | TokenId | TokenIds], Meta(min_length=1)]
+# A list of one kind only, which rusteeze.server.openapi says and the endpoint checks.
+Prompts = Annotated[
+    list[Annotated[str, Meta(min_length=1)] | TokenId | TokenIds],
+    Meta(min_length=1, extra_json_schema={"format": "prompts"}),
+]
 
 
 class CompletionRequest(SamplingFields, kw_only=True):

@@ -13,12 +13,19 @@ from rusteeze.runtime.params import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, Sampl
 from rusteeze.server.errors import bad_request
 from rusteeze.server.limits import MAX_CHOICES, MAX_TOKENS
 
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+# The formats stand for what depends on the model: rusteeze.server.openapi puts its values there.
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1, extra_json_schema={"format": "token-id"})]
+TokenKey = Annotated[
+    str, Meta(pattern="^(0|[1-9][0-9]{0,8})$", extra_json_schema={"format": "token-key"})
+]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stops = Annotated[list[StopText | TokenId], Meta(max_length=MAX_STOP_STRINGS)]
 Text = Annotated[str, Meta(max_length=256)]
-ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
+ModelName = Annotated[
+    str, Meta(min_length=1, max_length=256, extra_json_schema={"format": "model-name"})
+]
 
 GREEDY_BELOW = 1e-4
 """Temperatures below this are greedy: dividing by them would only overflow."""
@@ -47,13 +54,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
-    logit_bias: (
-        dict[
-            Annotated[str, Meta(pattern="^(0|[1-9][0-9]{0,8})$")],
-            Annotated[float, Meta(ge=-100, le=100)],
-        ]
-        | None
-    ) = None
+    logit_bias: dict[TokenKey, Bias] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopText | Stops | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_STRINGS)] | None = None

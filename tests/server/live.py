@@ -137,15 +137,16 @@ def until(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
 
 
 def new_service(
-    executor: PacedExecutor, limits: Limits, max_num_seqs: int = 32, strict: bool = False
-) -> tuple[Service, SyncEngine]:
+    executor: PacedExecutor, limits: Limits, max_num_seqs: int = 32, strict: bool = False,
+    template: str = TEMPLATE,
+) -> tuple[Service, SyncEngine]:  # fmt: skip
     words = tokenizer()
     eos = words.token_id("</s>")
     assert eos is not None
     engine = SyncEngine(executor, words, [eos], EngineConfig(max_num_seqs))
     length = engine.scheduler.limits.max_sequence_len
     model = ServedModel(
-        MODEL, 1700000000, words, ChatTemplate(TEMPLATE), {}, length, executor.vocab_size
+        MODEL, 1700000000, words, ChatTemplate(template), {}, length, executor.vocab_size
     )
     metrics = Metrics(MODEL, lambda: snapshot(engine, 1000, 10))
     wrapped = AsyncEngine(engine, max_num_seqs + limits.max_queue, metrics)
