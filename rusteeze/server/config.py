@@ -76,13 +76,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def memory_bytes(self) -> int | None:
-        """UserError when the text is no size."""
-        if self.engine.memory is None:
-            return None
-        try:
-            return env.parse_bytes(self.engine.memory)
-        except ValueError as error:
-            raise UserError(f"engine.memory is {self.engine.memory!r}: {error}") from error
+        """ValueError when the text is no size."""
+        return None if self.engine.memory is None else env.parse_bytes(self.engine.memory)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -119,7 +114,10 @@ def check(settings: Mapping[str, Any], origin: str) -> ServeConfig:
             f"{origin}: engine.block_size is {config.engine.block_size}; artifacts are compiled for "
             "blocks of 16 tokens, so 16 is the only value"
         )
-    config.memory_bytes  # noqa: B018  a size that is none is found here
+    try:
+        config.memory_bytes  # noqa: B018  a size that is none is found here
+    except ValueError as error:
+        raise UserError(f"{origin}: engine.memory is {config.engine.memory!r}: {error}") from error
     return config
 
 

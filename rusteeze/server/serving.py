@@ -74,7 +74,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        # socket adds the address to the system's own words
+        reason = str(getattr(error, "strerror", None) or error).partition(" (")[0]
         raise UserError(f"cannot listen on {host}:{port}: {reason}; see --host and --port") from error
     listener.setblocking(False)
     return listener

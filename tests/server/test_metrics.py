@@ -28,7 +28,7 @@ LABELS = {
     f"{P}requests_total": {"status", "model"}, f"{P}request_latency_seconds": {"model"},
     f"{P}gpu_memory_used_bytes": {"device"},
 }  # fmt: skip
-DASHBOARD = Path(__file__).parents[2] / "deploy/grafana/dashboard.json"
+DASHBOARD = Path(__file__).parents[2] / "grafana/dashboard.json"
 
 
 def families(server: Live) -> dict[str, Any]:
