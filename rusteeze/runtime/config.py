@@ -11,11 +11,13 @@ class EngineConfig:
 
     ``max_num_seqs`` sequences run at once; ``max_batched_tokens`` tokens are computed in one step,
     so it bounds how long a step takes; ``max_model_len`` bounds prompt plus output of one request.
+    ``prefix_caching``: prompts that begin alike are computed once.
     """
 
     max_num_seqs: int = 256
     max_batched_tokens: int | None = None
     max_model_len: int | None = None
+    prefix_caching: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_batched_tokens", "max_model_len"):

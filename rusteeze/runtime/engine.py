@@ -43,19 +43,24 @@ _log = logging.getLogger(__name__)
 
 
 class SyncEngine:
-    """Serves many requests on one executor. Without a tokenizer prompts are ids and text is ""."""
+    """Serves many requests on one executor. Without a tokenizer prompts are ids and text is "".
+
+    ``cache_layout`` names the kernels that write the cache; it is part of every prefix's key.
+    """
 
     def __init__(
         self, executor: Executor, tokenizer: Tokenizer | None = None,
         eos_token_ids: Iterable[int] = (), config: EngineConfig | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, cache_layout: str = "",
     ) -> None:  # fmt: skip
+        config = config or EngineConfig()
         self._executor = executor
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(id for id in eos_token_ids if id < executor.vocab_size)
         self._clock = clock
         self._scratch = np.empty(executor.vocab_size, np.float32)
-        self.scheduler = Scheduler(_limits(executor, config or EngineConfig()))
+        layout = cache_layout if config.prefix_caching else None
+        self.scheduler = Scheduler(_limits(executor, config), layout)
         self._requests: dict[str, LiveRequest] = {}
         self._commands: deque[Callable[[], RequestOutput | None]] = deque()
         self._mailboxes: dict[str, Mailbox] = {}
@@ -144,7 +149,7 @@ class SyncEngine:
             self.scheduler.check_prompt(len(prompt_ids))
             params.check_vocabulary(self._executor.vocab_size)
             prompt_rows = params.prompt_logprobs is not None
-            sequence = TokenSequence(request_id, prompt_ids, prompt_rows)
+            sequence = TokenSequence(request_id, prompt_ids, prompt_rows, params.cache_salt)
         except ValueError as error:
             raise RequestError(str(error)) from error
         if params.stop and self._tokenizer is None:

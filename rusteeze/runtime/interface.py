@@ -55,10 +55,12 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one request. ``completion_tokens`` includes an end token."""
+    """Token counts of one request. ``completion_tokens`` includes an end token; ``cached_tokens`` of
+    the prompt were taken from the prefix cache."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,20 @@ class LLM:
         self.executor.close()
 
 
-def load(artifact: Path, threads: int | None = None, kv_bytes: int | None = None) -> LLM:
+def load(
+    artifact: Path, threads: int | None = None, kv_bytes: int | None = None,
+    config: EngineConfig | None = None,
+) -> LLM:  # fmt: skip
     """Load an artifact after checking its files (ArtifactError).
 
     ``threads``: CPU threads, by default one per core. ``kv_bytes``: memory for the cache; it is backed
     only as it is used. At least one sequence of the longest length always fits."""
     manifest = verify(artifact)
     plan = decode_plan(member(artifact, manifest, "plan.json").read_bytes())
+    library = choose_library(artifact / "cpu", plan.libraries)
     executor = CpuExecutor(
         plan, WeightFile(member(artifact, manifest, "weights.safetensors")),
-        choose_library(artifact / "cpu", plan.libraries), num_threads=threads or available_cores(),
+        library, num_threads=threads or available_cores(),
         num_blocks=cache_blocks(plan, kv_bytes or DEFAULT_KV_BYTES),
     )  # fmt: skip
     tokenizer = Tokenizer.from_file(member(artifact, manifest, "tokenizer.json"))
@@ -53,7 +57,11 @@ def load(artifact: Path, threads: int | None = None, kv_bytes: int | None = None
         text = member(artifact, manifest, "chat_template.jinja").read_text(encoding="utf-8")
         template = ChatTemplate(text, generation.get("special_tokens") or {})
     eos = generation.get("eos_token_id") or []
-    engine = SyncEngine(executor, tokenizer, [eos] if isinstance(eos, int) else eos, EngineConfig())
+    written_by = [manifest.files[name].sha256 for name in ("plan.json", f"cpu/{library.name}")]
+    engine = SyncEngine(
+        executor, tokenizer, [eos] if isinstance(eos, int) else eos, config,
+        cache_layout=" ".join(written_by),
+    )  # fmt: skip
     return LLM(engine, tokenizer, template, manifest, executor)
 
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 MAX_LOGPROBS = 128
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 1024
+MAX_SALT_CHARACTERS = 256
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class SamplingParams:
     - ``logprobs`` n reports each token's log-probability and the n likeliest alternatives, under
       the model's own distribution (before penalties and temperature); None reports nothing.
       ``prompt_logprobs`` does the same for the tokens of the prompt but the first.
+    - ``cache_salt``: only requests with the same salt share cached prefixes, so that nobody else can
+      learn from the time to the first token what has been asked before.
 
     ValueError says which value is wrong and what is allowed.
     """
@@ -52,12 +55,14 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         self._normalise()
         self._check_ranges()
         self._check_length()
         self._check_stops()
+        _salt(self.cache_salt)
         for token, bias in self.logit_bias.items():
             _whole("logit_bias key", token, 0)
             _number(f"logit_bias[{token}]", bias, -100.0, 100.0)
@@ -124,6 +129,13 @@ def _number(name: str, value: object, low: float, high: float, above_low: bool =
         raise ValueError(
             f"{name} is {value!r}; it must be a number, {least} {low:g} and at most {high:g}"
         )
+
+
+def _salt(value: object) -> None:
+    # printable ASCII: what is compared must look the same to everyone, and be encodable
+    good = isinstance(value, str) and value.isascii() and (value.isprintable() or not value)
+    if not good or len(value) > MAX_SALT_CHARACTERS:  # type: ignore[arg-type]
+        raise ValueError(f"cache_salt must be at most {MAX_SALT_CHARACTERS} printable ASCII characters")
 
 
 def _whole(name: str, value: object, low: int, high: int | None = None) -> None:

@@ -146,4 +146,7 @@ class LiveRequest:
         )  # fmt: skip
 
     def _usage(self) -> Usage:
-        return Usage(self.sequence.num_prompt_tokens, self.sequence.num_output_tokens)
+        sequence = self.sequence
+        return Usage(
+            sequence.num_prompt_tokens, sequence.num_output_tokens, sequence.num_cached_tokens or 0
+        )

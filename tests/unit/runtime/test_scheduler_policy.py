@@ -10,7 +10,9 @@ from rusteeze.runtime.sequence import FinishReason, Sequence, State
 def scheduler(
     num_blocks: int = 100, block_size: int = 4, tokens: int = 16, seqs: int = 8, length: int = 256
 ) -> Scheduler:  # fmt: skip
-    return Scheduler(SchedulerLimits(num_blocks, block_size, tokens, seqs, length))
+    """Without prefix caching, which test_prefix_cache.py covers."""
+    limits = SchedulerLimits(num_blocks, block_size, tokens, seqs, length)
+    return Scheduler(limits, cache_layout=None)
 
 
 def add(target: Scheduler, **lengths: int) -> list[Sequence]:
