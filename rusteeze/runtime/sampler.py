@@ -17,7 +17,6 @@ import numpy as np
 from rusteeze.runtime.params import SamplingParams
 from rusteeze.runtime.token_counts import TokenCounts
 
-_NOT_FINITE = "the model's logits for this token are not finite"
 # Rows are searched in blocks of so many values; only speed depends on it.
 _MAXIMA_BLOCK = 64
 _SUMS_BLOCK = 512
@@ -25,6 +24,13 @@ _SUMS_BLOCK = 512
 
 class SamplingError(ValueError):
     """A row of logits from which no token can be chosen. The message is fit for the client."""
+
+
+class NotFiniteError(SamplingError):
+    """There is NaN or infinity among the logits."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's logits for this token are not finite")
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ def token_logprobs(
     """
     largest = float(row.max())
     if not math.isfinite(largest):
-        raise SamplingError(_NOT_FINITE)
+        raise NotFiniteError
     log_total = largest + math.log(_weights(row, 1.0, scratch).sum(dtype=np.float64))
     top = _top_k(row, min(num_top, len(row))) if num_top else np.empty(0, np.int64)
     best_first = top[np.argsort(-row[top], kind="stable")].tolist()
@@ -150,7 +156,7 @@ def _sample_row(
     row: np.ndarray, best: int, peak: float, sampler: RequestSampler, scratch: np.ndarray
 ) -> Sample | Exception:  # fmt: skip
     if not math.isfinite(peak):
-        return SamplingError(_NOT_FINITE)
+        return NotFiniteError()
     if sampler.is_argmax:
         return Sample(best)
     try:

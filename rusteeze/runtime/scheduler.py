@@ -1,16 +1,20 @@
 """Which tokens of which sequences are computed in the next step. Ints and deques in, a Step out.
 
-Policy: first come, first served, under a budget of tokens per step.
-1. Running sequences come first, in order of arrival: a decode takes one token, a prefill the rest.
+Policy: one order of precedence, under a budget of tokens per step. Lower priorities go before higher
+ones, equal ones in order of arrival. So that no class starves, a sequence counts as if it had arrived
+AGING arrivals later for each unit of its priority: no more than that can overtake it.
+
+1. Running sequences come first: decodes take one token each, then a prefill takes the rest.
 2. Waiting ones are admitted while budget, places and blocks for all their known tokens remain.
    What the prefix cache has of them is not computed again; one whose next block is being computed
    for another sequence in this very step waits for it, instead of computing it a second time.
-3. Out of blocks, the latest arrival is preempted: its blocks are given up and computed again later,
+3. Out of blocks, the last in the order is preempted: its blocks are given up and computed again later,
    as far as the prefix cache has lost them by then.
-4. No sequence may outgrow the pool, so the earliest can always go on and nothing deadlocks.
+4. No sequence may outgrow the pool, so the first can always go on and nothing deadlocks. Nobody is
+   preempted for one who waits, and nobody passes the first who waits, however large it is.
 
-Because of 1 and 2 only the last running sequence can be in the middle of its prefill; all before it
-decode, so a long prompt delays nobody who is already producing tokens:
+Because of 1 and 2 only one running sequence can be in the middle of its prefill; all others decode, so
+a long prompt delays nobody who is already producing tokens:
 
     running   [ A decode | B decode | C decode | D prefill … ]      waiting [ E, F, … ]
     budget    |    1     |    1     |    1     |  rest       |
@@ -18,7 +22,7 @@ decode, so a long prompt delays nobody who is already producing tokens:
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, pairwise
@@ -27,6 +31,8 @@ from rusteeze.runtime.blocks import BlockPool, BlockTable, blocks_for
 from rusteeze.runtime.config import SchedulerLimits
 from rusteeze.runtime.prefix_cache import PrefixCache
 from rusteeze.runtime.sequence import FinishReason, Sequence, State
+
+AGING = 64
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Scheduler:
             self.prefixes = PrefixCache(self.pool, limits.block_size, cache_layout)
         self.num_preemptions = 0
         self._sequences: dict[str, Sequence] = {}
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: list[Sequence] = []  # both in the order of precedence
         self._running: list[Sequence] = []
         self._arrivals = count()
 
@@ -89,7 +95,7 @@ class Scheduler:
         return len(self._running)
 
     def sequences(self) -> Iterator[Sequence]:
-        """Running then waiting ones: the order of arrival."""
+        """Running then waiting ones, each in the order of precedence."""
         yield from self._running
         yield from self._waiting
 
@@ -108,7 +114,7 @@ class Scheduler:
             raise ValueError(f"sequence id {sequence.id!r} is in use")
         sequence.arrival = next(self._arrivals)
         self._sequences[sequence.id] = sequence
-        self._waiting.append(sequence)
+        insort(self._waiting, sequence, key=precedence)
 
     def finish(self, sequence_id: str, reason: FinishReason) -> bool:
         """End a sequence in any state and free its blocks. False if there is none of that id.
@@ -132,7 +138,7 @@ class Scheduler:
         preempted: list[str] = []
         budget = self.limits.max_batched_tokens
         filling: set[bytes] = set()
-        for sequence in tuple(self._running):
+        for sequence in sorted(self._running, key=_is_prefill):
             wanted = min(budget, sequence.num_uncomputed)
             if wanted and self._make_room(sequence, wanted, preempted):
                 chunks.append(self._chunk(sequence, budget))
@@ -171,14 +177,14 @@ class Scheduler:
             if self.pool.num_free:
                 sequence.block_table.append(self.pool.allocate())
             else:
-                preempted.append(self._preempt_latest())
+                preempted.append(self._preempt_last())
         return sequence.state is State.RUNNING
 
-    def _preempt_latest(self) -> str:
+    def _preempt_last(self) -> str:
         victim = self._running.pop()
         self._release_blocks(victim)
         victim.preempt()
-        self._waiting.appendleft(victim)
+        insort(self._waiting, victim, key=precedence)
         self.num_preemptions += 1
         return victim.id
 
@@ -199,7 +205,7 @@ class Scheduler:
         taken = missing + sum(self.pool.is_free(block) for block in cached)
         if taken > available or self._next_key(sequence, len(cached)) in filling:
             return None
-        self._waiting.popleft()
+        self._waiting.pop(0)
         self._admit(sequence, cached, missing)
         return sequence
 
@@ -213,7 +219,7 @@ class Scheduler:
         sequence.block_table.extend(cached)
         sequence.block_table.extend(self.pool.allocate() for _ in range(missing))
         sequence.admit(num_cached)
-        self._running.append(sequence)
+        insort(self._running, sequence, key=precedence)
 
     def _next_key(self, sequence: Sequence, index: int) -> bytes | None:
         """The key of block ``index`` if it could be taken from the prefix cache."""
@@ -242,12 +248,22 @@ class Scheduler:
         self.pool.check_integrity(sequence.block_table for sequence in self.sequences())
         if self.prefixes:
             self.prefixes.check_integrity()
-        if any(a.arrival >= b.arrival for a, b in pairwise(self.sequences())):
-            raise RuntimeError("sequences are not in order of arrival")
-        if any(sequence.num_uncomputed > 1 for sequence in self._running[:-1]):
-            raise RuntimeError("a sequence before the last running one is still in its prefill")
+        for queue in (self._running, self._waiting):
+            if any(precedence(a) >= precedence(b) for a, b in pairwise(queue)):
+                raise RuntimeError("sequences are not in their order")
+        if sum(map(_is_prefill, self._running)) > 1:
+            raise RuntimeError("two running sequences are in the middle of their prefill")
         if any(sequence.block_table for sequence in self._waiting):
             raise RuntimeError("a waiting sequence holds blocks")
         for sequence in self._running:
             if self._missing_blocks(sequence, sequence.num_computed):
                 raise RuntimeError(f"sequence {sequence.id} has cached tokens without a block")
+
+
+def precedence(sequence: Sequence) -> tuple[int, int]:
+    """Smaller goes first; it never changes while the sequence lives."""
+    return sequence.arrival + AGING * sequence.priority, sequence.arrival
+
+
+def _is_prefill(sequence: Sequence) -> bool:
+    return sequence.num_uncomputed > 1

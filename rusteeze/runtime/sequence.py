@@ -38,16 +38,17 @@ class Sequence:
     first when ``prompt_rows`` asks for those of the prompt too. ``arrival`` orders sequences; the
     scheduler sets it. ``num_cached_tokens`` of the prompt were in the prefix cache when the sequence
     was first admitted; ``cache_salt`` keeps its cache apart from that of other salts.
+    ``priority``: lower goes first.
     """
 
     __slots__ = (
         "_state", "arrival", "block_keys", "block_table", "cache_salt", "finish_reason", "id",
-        "next_row", "num_cached_tokens", "num_computed", "num_prompt_tokens", "token_ids",
+        "next_row", "num_cached_tokens", "num_computed", "num_prompt_tokens", "priority", "token_ids",
     )  # fmt: skip
 
     def __init__(
         self, id: str, prompt_ids: SequenceOf[int], prompt_rows: bool = False,
-        cache_salt: str = "",
+        cache_salt: str = "", priority: int = 0,
     ) -> None:  # fmt: skip
         if not prompt_ids:
             raise ValueError("the prompt has no tokens")
@@ -59,6 +60,7 @@ class Sequence:
         self.block_table: BlockTable[int] = new_block_table()
         self.block_keys: list[bytes] = []
         self.cache_salt = cache_salt
+        self.priority = priority
         self.num_cached_tokens: int | None = None
         self.arrival = 0
         self.finish_reason: FinishReason | None = None

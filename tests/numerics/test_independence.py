@@ -67,7 +67,7 @@ def test_preemption(
     assert not differences(found.answers, wanted)
 
 
-@pytest.mark.parametrize("num_blocks", [NUM_BLOCKS, FEW_BLOCKS])
+@pytest.mark.parametrize("num_blocks", [NUM_BLOCKS, 2 * FEW_BLOCKS])
 def test_cached_prefixes(
     num_blocks: int, executors: dict[int, CpuExecutor], wanted: dict[str, Answer]
 ) -> None:

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from rusteeze.runtime.config import SchedulerLimits
-from rusteeze.runtime.scheduler import Chunk, Scheduler, Step
+from rusteeze.runtime.scheduler import Chunk, Scheduler, Step, precedence
 from rusteeze.runtime.sequence import FinishReason, Sequence, State
 
 
@@ -48,12 +48,14 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(
         target=arrived, prompt=st.integers(1, 20), change=st.integers(0, 20), output=st.integers(1, 20),
-        salt=st.sampled_from(["", "salt"]), rows=st.booleans(),
+        salt=st.sampled_from(["", "salt"]), rows=st.booleans(), priority=st.integers(-2, 2),
     )  # fmt: skip
-    def arrive(self, prompt: int, change: int, output: int, salt: str, rows: bool) -> str:
+    def arrive(
+        self, prompt: int, change: int, output: int, salt: str, rows: bool, priority: int
+    ) -> str:
         self.count += 1
         tokens = [int(position == change) for position in range(prompt)]
-        sequence = Sequence(f"s{self.count}", tokens, prompt_rows=rows, cache_salt=salt)
+        sequence = Sequence(f"s{self.count}", tokens, rows, salt, priority)
         if prompt >= self.limits.max_sequence_len:
             self.expect_refusal(sequence)
             return sequence.id
@@ -98,8 +100,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def run_step(self) -> None:
         decoding = [s.id for s in self.live.values() if s.state is State.RUNNING and s.num_uncomputed == 1]
+        running = {s.id for s in self.live.values() if s.state is State.RUNNING}
         step = self.scheduler.schedule()
         self.check_step(step, decoding)
+        self.check_order(step, running)
         self.compute(step)
         self.scheduler.commit(step)
         for chunk in step.chunks:
@@ -145,6 +149,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.tables.pop(id, None)
         for chunk in step.chunks:
             self.check_chunk(chunk)
+
+    def check_order(self, step: Step, running: set[str]) -> None:
+        """Nobody is admitted before one who goes first, nobody preempted before one who goes last."""
+        waiting = [precedence(s) for s in self.live.values() if s.state is State.WAITING]
+        new = {chunk.sequence_id for chunk in step.chunks} - running
+        assert all(precedence(self.live[id]) < min(waiting, default=(1 << 60, 0)) for id in new)
+        assert not (new and step.preempted)
+        victims = [precedence(self.live[id]) for id in step.preempted]
+        assert victims == sorted(victims, reverse=True)
+        stayed = running - set(step.preempted)
+        assert all(precedence(self.live[id]) < min(victims, default=(1 << 60, 0)) for id in stayed)
 
     def check_chunk(self, chunk: Chunk) -> None:
         sequence = self.live[chunk.sequence_id]
