@@ -35,6 +35,7 @@ from rusteeze.runtime.interface import (
     RequestOutput,
     SamplingParams,
 )
+from rusteeze.runtime.params import Grammar
 from rusteeze.runtime.request import LiveRequest
 from rusteeze.runtime.sampler import NotFiniteError, Sample, SamplingError, sample_rows
 from rusteeze.runtime.scheduler import Chunk, Scheduler, Step
@@ -102,6 +103,11 @@ class SyncEngine:
         ids = [f"{request_id}-{index}" for index in range(len(each))]
         self._submit(prompt, each, ids)
         return ids
+
+    def compile_grammar(self, grammar: Grammar) -> None:
+        """Compile a grammar ahead of the requests that use it, whose ``submit`` is then instant; for
+        threads that must not wait for compilers. RequestError says what is wrong, and where."""
+        self._intake.start_grammar(grammar)
 
     def cancel(self, request_id: str) -> None:
         """End a request in the next step, whatever its state; an unknown id is no error."""

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import operator
 import secrets
+import threading
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rusteeze.runtime.config import SchedulerLimits
 from rusteeze.runtime.interface import Prompt, RequestError, SamplingParams
+from rusteeze.runtime.params import Grammar
 from rusteeze.runtime.request import LiveRequest, RequestText
 from rusteeze.runtime.sampler import RequestSampler
 from rusteeze.runtime.sequence import Sequence
 from rusteeze.runtime.tokens import Tokenizer
 
+if TYPE_CHECKING:
+    from rusteeze.runtime.grammar import Grammars, GrammarState
+
 
 class Intake:
-    """Makes requests for one model. It has no state of its own, so any thread may use it."""
+    """Makes requests for one model. Any thread may use it."""
 
     def __init__(
         self, tokenizer: Tokenizer | None, vocab_size: int, eos_token_ids: Iterable[int],
@@ -25,6 +31,8 @@ class Intake:
         self._vocab_size = vocab_size
         self._eos_token_ids = frozenset(id for id in eos_token_ids if id < vocab_size)
         self._limits = limits
+        self._grammars: Grammars | None = None
+        self._lock = threading.Lock()
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt. RequestError when it is none, or leaves no room for any output."""
@@ -42,7 +50,10 @@ class Intake:
     def request(
         self, id: str, prompt_ids: list[int], params: SamplingParams, arrived: float
     ) -> LiveRequest:
-        """A request for one sample. RequestError when it can never be served."""
+        """A request for one sample. RequestError when it can never be served.
+
+        A grammar that is new is compiled now, which may take up to its deadline.
+        """
         if params.n != 1:
             raise RequestError(f"n is {params.n}; one request is one sample")
         if params.stop and self._tokenizer is None:
@@ -56,10 +67,24 @@ class Intake:
         )
         ends = frozenset() if params.ignore_eos else self._eos_token_ids
         ends |= frozenset(params.stop_token_ids)
-        sampler = RequestSampler(params, prompt_ids, ends, secrets.randbits(64))
+        state = None if params.grammar is None else self.start_grammar(params.grammar)
+        sampler = RequestSampler(params, prompt_ids, ends, secrets.randbits(64), state)
         text = RequestText(self._tokenizer, prompt_ids, params)
         longest = self._limits.max_sequence_len
         return LiveRequest(sequence, params, sampler, text, ends, longest, arrived)
+
+    def start_grammar(self, grammar: Grammar) -> GrammarState:
+        """A grammar's first state. RequestError when it is wrong, or the model has no end token."""
+        if self._tokenizer is None or not self._eos_token_ids:
+            raise RequestError("structured output needs a tokenizer and an end token")
+        with self._lock:
+            if self._grammars is None:
+                # Imported when it is first needed: most processes never do, and start faster.
+                from rusteeze.runtime.grammar import Grammars
+
+                text = self._tokenizer.to_json()
+                self._grammars = Grammars(text, self._vocab_size, self._eos_token_ids)
+        return self._grammars.start(grammar)
 
     def _encode(self, prompt: str) -> list[int]:
         if self._tokenizer is None:

@@ -10,13 +10,35 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from types import MappingProxyType
+from typing import Literal, get_args
 
 MAX_LOGPROBS = 128
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 1024
 MAX_SALT_CHARACTERS = 256
 MAX_CHOICES = 128
+MAX_GRAMMAR_CHARACTERS = 64 * 1024
 MAX_PRIORITY = 100
+
+
+GrammarKind = Literal["json_object", "json_schema", "regex", "lark"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an output must look like: any JSON object, JSON of a schema, a regex, a Lark grammar.
+
+    ``source`` is the text of the schema, regex or grammar. ValueError when it is too large.
+    """
+
+    kind: GrammarKind
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(GrammarKind):
+            raise ValueError(f"grammar kind is {self.kind!r}; {', '.join(get_args(GrammarKind))}")
+        if not isinstance(self.source, str) or len(self.source) > MAX_GRAMMAR_CHARACTERS:
+            raise ValueError(f"{self.kind} must be text of at most {MAX_GRAMMAR_CHARACTERS} characters")
 
 
 @dataclass(frozen=True)
@@ -37,6 +59,8 @@ class SamplingParams:
       ``prompt_logprobs`` does the same for the tokens of the prompt but the first.
     - ``cache_salt``: only requests with the same salt share cached prefixes, so that nobody else can
       learn from the time to the first token what has been asked before.
+    - ``grammar``: the output keeps to it, and ends when nothing may follow. It may still be cut off
+      by ``max_tokens`` or a stop string.
     - ``n`` samples of one prompt are n requests; ``choices`` gives the parameters of each.
     - ``priority``: lower values go first (scheduler.py says how far). ``timeout_s`` after its arrival
       a request that has not ended fails.
@@ -65,6 +89,7 @@ class SamplingParams:
     n: int = 1
     priority: int = 0
     timeout_s: float | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -74,6 +99,8 @@ class SamplingParams:
         _salt(self.cache_salt)
         _whole("n", self.n, 1, MAX_CHOICES)
         _whole("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise ValueError("grammar must be a Grammar")
         if self.timeout_s is not None:
             _number("timeout_s", self.timeout_s, 0.0, 1e9, above_low=True)
         for token, bias in self.logit_bias.items():

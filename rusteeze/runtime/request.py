@@ -129,6 +129,9 @@ class LiveRequest:
         text = self._text.push(token_id, match_stops=past_minimum)
         if self._text.matched_stop is not None:
             return text, FinishReason.STOP, self._text.matched_stop
+        if self.sampler.is_complete:
+            text += self._text.finish()
+            return text, FinishReason.STOP, self._text.matched_stop
         if self.sequence.num_output_tokens < self._max_tokens:
             return text, None, None
         text += self._text.finish()

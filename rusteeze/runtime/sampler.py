@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -49,14 +50,24 @@ class Sample:
     logprobs: Logprobs | None = None
 
 
+class Constraint(Protocol):
+    """What the next token may be, given those accepted so far."""
+
+    @property
+    def is_complete(self) -> bool: ...
+    def restrict(self, logits: np.ndarray) -> None: ...
+    def accept(self, token_id: int) -> None: ...
+
+
 class RequestSampler:
     """The sampling state of one request. ``seed`` is used when the parameters do not give one."""
 
     def __init__(
         self, params: SamplingParams, prompt_ids: Sequence[int], eos_token_ids: Iterable[int],
-        seed: int,
+        seed: int, constraint: Constraint | None = None,
     ) -> None:  # fmt: skip
         self.params = params
+        self._constraint = constraint
         self.num_sampled = 0
         self._seed = (seed if params.seed is None else params.seed) % 2**64
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
@@ -74,7 +85,13 @@ class RequestSampler:
             and self._counts is None
             and not len(self._bias_ids)
             and not self._masks_ends
+            and self._constraint is None
         )
+
+    @property
+    def is_complete(self) -> bool:
+        """The output satisfies its constraint and nothing may follow."""
+        return self._constraint is not None and self._constraint.is_complete
 
     def sample(self, row: np.ndarray, scratch: np.ndarray) -> Sample:
         """A token for logits f32[V], none of them NaN, which are not changed.
@@ -92,13 +109,15 @@ class RequestSampler:
         self.num_sampled += 1
         if self._counts is not None:
             self._counts.add(token_id)
+        if self._constraint is not None:
+            self._constraint.accept(token_id)
 
     @property
     def _masks_ends(self) -> bool:
         return self.num_sampled < self.params.min_tokens and len(self._end_ids) > 0
 
     def _edit(self, row: np.ndarray, scratch: np.ndarray) -> np.ndarray:
-        if self._counts is None and not len(self._bias_ids) and not self._masks_ends:
+        if not (self._counts or len(self._bias_ids) or self._masks_ends or self._constraint):
             return row
         edited = scratch
         edited[:] = row
@@ -107,6 +126,8 @@ class RequestSampler:
         edited[self._bias_ids] += self._bias
         if self._masks_ends:
             edited[self._end_ids] = -np.inf
+        if self._constraint is not None:
+            self._constraint.restrict(edited)
         if not math.isfinite(edited.max()):
             raise SamplingError("the parameters leave no token to choose from")
         return edited
