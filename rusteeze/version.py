@@ -16,7 +16,7 @@ from rusteeze import __version__
 
 RUNTIME_PACKAGES = (
     "numpy", "tokenizers", "msgspec", "click", "rich", "minijinja", "filelock",
-    "starlette", "uvicorn", "httptools", "prometheus-client", "pyyaml",
+    "starlette", "uvicorn", "httptools", "prometheus-client", "pyyaml", "llguidance",
 )  # fmt: skip
 COMPILE_PACKAGES = (
     "torch", "transformers", "gguf", "apache-tvm", "apache-tvm-ffi", "huggingface_hub", "accelerate",

@@ -52,9 +52,9 @@ def load(
     manifest = verify(artifact)
     plan = decode_plan(member(artifact, manifest, "plan.json").read_bytes())
     weights = WeightFile(member(artifact, manifest, "weights.safetensors"))
+    library = choose_library(artifact / "cpu", plan.libraries)
     executor = CpuExecutor(
-        plan, weights, choose_library(artifact / "cpu", plan.libraries),
-        num_threads=threads or available_cores(),
+        plan, weights, library, num_threads=threads or available_cores(),
         num_blocks=num_blocks(plan, weights.total_bytes)
         if num_blocks
         else cache_blocks(plan, kv_bytes or DEFAULT_KV_BYTES),
@@ -68,7 +68,11 @@ def load(
         text = member(artifact, manifest, "chat_template.jinja").read_text(encoding="utf-8")
         template = ChatTemplate(text, generation.get("special_tokens") or {})
     eos = generation.get("eos_token_id") or []
-    engine = SyncEngine(executor, tokenizer, [eos] if isinstance(eos, int) else eos, config)
+    written_by = [manifest.files[name].sha256 for name in ("plan.json", f"cpu/{library.name}")]
+    engine = SyncEngine(
+        executor, tokenizer, [eos] if isinstance(eos, int) else eos, config,
+        cache_layout=" ".join(written_by),
+    )  # fmt: skip
     return LLM(engine, tokenizer, template, manifest, executor)
 
 
