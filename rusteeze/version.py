@@ -16,6 +16,7 @@ from rusteeze import __version__
 
 RUNTIME_PACKAGES = (
     "numpy", "tokenizers", "msgspec", "click", "rich", "minijinja", "filelock",
+    "starlette", "uvicorn", "httptools", "prometheus-client", "pyyaml", "llguidance",
 )  # fmt: skip
 COMPILE_PACKAGES = (
     "torch", "transformers", "gguf", "apache-tvm", "apache-tvm-ffi", "huggingface_hub", "accelerate",
@@ -25,6 +26,11 @@ COMPILE_PACKAGES = (
 _COMPILER_SOURCES = (
     "ir", "weights", "frontend", "passes", "codegen", "artifact", "compiler.py"
 )  # fmt: skip
+
+
+def own_version() -> str:
+    """The version of the package."""
+    return __version__
 
 
 def versions() -> dict[str, str | None]:

@@ -230,7 +230,7 @@ def importable(folder: str) -> list[str]:
     return [module_of(path) for path, _ in sources() if path.startswith(folder)]
 
 
-@pytest.mark.parametrize("folder", ["runtime/", "artifact/", "cli/main.py", "cli/generate.py"])
+@pytest.mark.parametrize("folder", ["runtime/", "artifact/", "server/", "cli/main.py", "cli/generate.py", "cli/serve.py"])
 def test_running_a_model_imports_no_compiler(folder: str) -> None:
     names = importable(folder)
     assert names

@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "compile": "Compile a model into an artifact.",
     "generate": "Answer one prompt.",
     "chat": "Talk with a model, turn by turn.",
+    "serve": "Serve a model over HTTP, as the OpenAI API.",
     "info": "Show what a model or an artifact holds.",
     "validate": "Check an artifact, a model or its accuracy.",
     "benchmark": "Measure speed, latency and memory.",

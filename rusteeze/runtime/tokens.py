@@ -54,6 +54,10 @@ class Tokenizer:
         """Load the contents of a ``tokenizer.json``."""
         return Tokenizer(_backend(Backend.from_str, text))
 
+    def to_json(self) -> str:
+        """The contents of a ``tokenizer.json`` that gives this tokenizer."""
+        return str(self._backend.to_str())
+
     @property
     def vocab_size(self) -> int:
         """Number of tokens including the added ones."""
