@@ -133,10 +133,14 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; often "" in the middle of a character."""
-        if token_id in self._hidden or self._tokenizer.token(token_id) is None:
+        if token_id in self._hidden:
             return ""
-        first, self._first = self._first, False
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id, first))
+        if not self._first:
+            return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        if self._tokenizer.token(token_id) is None:
+            return ""
+        self._first = False
+        return self._utf8.decode(self._tokenizer.token_bytes(token_id, first=True))
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed, or ""."""
