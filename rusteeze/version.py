@@ -15,7 +15,7 @@ from pathlib import Path
 from rusteeze import __version__
 
 RUNTIME_PACKAGES = (
-    "numpy", "tokenizers", "msgspec", "click", "rich", "minijinja", "filelock",
+    "numpy", "tokenizers", "msgspec", "click", "rich", "minijinja", "filelock", "llguidance",
 )  # fmt: skip
 COMPILE_PACKAGES = (
     "torch", "transformers", "gguf", "apache-tvm", "apache-tvm-ffi", "huggingface_hub", "accelerate",

@@ -241,11 +241,12 @@ class SyncEngine:
         self, step: Step, logits: np.ndarray
     ) -> list[tuple[LiveRequest, Sample | Exception]]:  # fmt: skip
         """What comes after every sequence whose known tokens are all computed now."""
-        rows = [end - 1 for chunk, _, end in step.rows_of_chunks() if chunk.samples]
-        if not rows:
-            return []
         requests = [self._requests[chunk.sequence_id] for chunk in step.chunks if chunk.samples]
-        wanted = logits if len(rows) == len(logits) else logits[rows]
+        if not requests:
+            return []
+        wanted = logits
+        if not step.is_decode:
+            wanted = logits[[end - 1 for chunk, _, end in step.rows_of_chunks() if chunk.samples]]
         samples = sample_rows(wanted, [request.sampler for request in requests], self._scratch)
         return list(zip(requests, samples, strict=True))
 

@@ -62,7 +62,7 @@ class RequestText:
     def push(self, token_id: int, match_stops: bool) -> str:
         """The text to emit after one more token."""
         text = self._detokenizer.push(token_id) if self._detokenizer else ""
-        return self._stops.push(text) if match_stops and self._has_stops else text
+        return self._stops.push(text) if self._has_stops and match_stops else text
 
     def finish(self) -> str:
         """The rest, once the last token is out; it may still complete a stop string."""

@@ -144,8 +144,10 @@ def sample_rows(
     """
     best = logits.argmax(axis=1)
     # The argmax of a row with a NaN is the NaN, so these values tell of the whole rows.
-    peaks = logits[np.arange(len(logits)), best].tolist()
-    rows = zip(logits, best.tolist(), peaks, samplers, strict=True)
+    peaks = logits[np.arange(len(logits)), best]
+    if np.isfinite(peaks).all() and all(sampler.is_argmax for sampler in samplers):
+        return [Sample(token) for token, _ in zip(best.tolist(), samplers, strict=True)]
+    rows = zip(logits, best.tolist(), peaks.tolist(), samplers, strict=True)
     return [_sample_row(*row, scratch) for row in rows]
 
 

@@ -68,6 +68,11 @@ class Step:
     def num_tokens(self) -> int:
         return sum(len(chunk.token_ids) for chunk in self.chunks)
 
+    @property
+    def is_decode(self) -> bool:
+        """Every chunk is one token from which one is sampled."""
+        return all(chunk.samples and len(chunk.token_ids) == 1 for chunk in self.chunks)
+
     def rows_of_chunks(self) -> Iterator[tuple[Chunk, int, int]]:
         """Each chunk with the half-open range of its rows in the logits."""
         end = 0
