@@ -51,7 +51,8 @@ def linear_region(k: Emitter, isa: Isa, region: Region, anchor: LinearAnchor) ->
     plain = [o for o in outputs if o not in rounded]
     per_block = GROUP // TILE if rounded else 1
 
-    def epilogue(row: Expr, block: Expr, vectors: list[Expr]) -> None:
+    def epilogue(row: Expr, block: Expr, vectors: list[Expr]) -> list[Expr]:
+        """Everything but rounding; the vectors that are to be rounded, by output and column."""
         here = bound.row(row)
         envs: list[Env] = []
         for c in range(per_block):
@@ -60,11 +61,17 @@ def linear_region(k: Emitter, isa: Isa, region: Region, anchor: LinearAnchor) ->
             here.evaluate(nodes, env, column, LANES)
             here.store(plain, column, env)
             envs.append(env)
-        for o in rounded:
-            bound.store_group(o, row, block, [env[region.computed(o)] for env in envs])
+        return [env[region.computed(o)] for o in rounded for env in envs]
+
+    def finish(row: Expr, block: Expr, vectors: list[Expr]) -> None:
+        for n, o in enumerate(rounded):
+            bound.store_group(o, row, block, vectors[n * per_block : (n + 1) * per_block])
 
     rows = k.step(region.rows_slot)
-    matmul(k, x, weight, anchor.layout, rows, anchor.blocks(per_block), epilogue, isa.row_tiles, table)
+    matmul(
+        k, x, weight, anchor.layout, rows, anchor.blocks(per_block), epilogue, isa.row_tiles, table,
+        finish if rounded else None,
+    )  # fmt: skip
 
 
 def _products(here: RegionRow, anchor: LinearAnchor, column: Expr, products: list[Expr]) -> Env:

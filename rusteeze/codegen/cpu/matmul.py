@@ -39,8 +39,12 @@ PREFETCH_BYTES_ONE_ROW = 2880
 # with fewer blocks than this the threads share rows instead
 FEWEST_SHARED_BLOCKS = 4
 
-Epilogue = Callable[[Expr, Expr, list[Expr]], None]
-"""(row, index of the block, one vector per tile of the block)"""
+Epilogue = Callable[[Expr, Expr, list[Expr]], list[Expr]]
+"""(row, index of the block, one vector per tile of the block) → vectors that ``Finish`` gets"""
+
+Finish = Callable[[Expr, Expr, list[Expr]], None]
+"""What is done with a row of a block once all rows have had their epilogue. One long chain of work per
+row would leave the processor's window with two rows in it; two shorter ones let more overlap."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ def activations_argument(k: Emitter, kind: str, columns: int, stride: int) -> Ac
 def matmul(
     k: Emitter, x: Activations, weight: Buffer, layout: TileLayout, rows: Expr, blocks: Blocks,
     epilogue: Epilogue, row_tiles: tuple[int, ...], table: Buffer | None = None,
+    finish: Finish | None = None,
 ) -> None:  # fmt: skip
     """Emit the product of the first ``rows`` rows of x with every block of the weight's tiles."""
 
@@ -102,7 +107,7 @@ def matmul(
             for r in row_tiles:
                 times = k.let(tirx.Div(left, i32(r)))
                 with k.loop(times) as q:
-                    _block(k, x, tiles, layout, k.let(done + q * i32(r)), r, block, epilogue, table)
+                    _block(k, x, tiles, layout, k.let(done + q * i32(r)), r, block, epilogue, table, finish)
                 done = k.let(done + times * i32(r))
                 left = k.let(left - times * i32(r))
 
@@ -125,23 +130,35 @@ def rows_per_pass(x: Activations, columns: int) -> int:
 
 def _block(
     k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, row: Expr, num_rows: int,
-    block: Expr, epilogue: Epilogue, table: Buffer | None,
+    block: Expr, epilogue: Epilogue, table: Buffer | None, finish: Finish | None,
 ) -> None:  # fmt: skip
-    if len(tiles) == 1:
+    if len(tiles) == 1 and finish is None:
         acc = multiply(k, x, tiles[0], layout, row, num_rows, table)
         for i in range(num_rows):
             epilogue(k.let(row + i32(i)), block, [k.let(acc[i])])
         return
     # several tiles per block: park the products on the stack (first-level cache)
-    parked = k.local(num_rows * len(tiles) * TILE, lanes=1)
+    width = len(tiles)
+    parked = k.local(num_rows * width * TILE, lanes=1)
     for j, tile in enumerate(tiles):
         acc = multiply(k, x, tile, layout, row, num_rows, table)
         for i in range(num_rows):
-            k.store(parked, i32((i * len(tiles) + j) * TILE), acc[i])
+            k.store(parked, i32((i * width + j) * TILE), acc[i])
+
+    def vectors(at: Expr, count: int) -> list[Expr]:
+        return [k.let(parked.load(at + i32(j * TILE), TILE)) for j in range(count)]
+
+    kept = 0
     with k.loop(num_rows) as i:
-        at = k.let(i * i32(len(tiles) * TILE))
-        vectors = [k.let(parked.load(at + i32(j * TILE), TILE)) for j in range(len(tiles))]
-        epilogue(k.let(row + i), block, vectors)
+        at = k.let(i * i32(width * TILE))
+        results = epilogue(k.let(row + i), block, vectors(at, width))
+        kept = len(results)
+        assert kept <= width, "more results than products"
+        for j, result in enumerate(results):
+            k.store(parked, at + i32(j * TILE), result)
+    if finish is not None:
+        with k.loop(num_rows) as i:
+            finish(k.let(row + i), block, vectors(k.let(i * i32(width * TILE)), kept))
 
 
 def multiply(
