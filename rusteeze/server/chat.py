@@ -27,7 +27,7 @@ from rusteeze.server.chat_schema import (
 )
 from rusteeze.server.errors import bad_request
 from rusteeze.server.identity import Identity
-from rusteeze.server.prompts import check_model, choices, off_loop, token_budget
+from rusteeze.server.prompts import check_model, choices, off_loop, prepare_grammar, token_budget
 from rusteeze.server.sampling_fields import sampling_params
 from rusteeze.server.service import ServedModel, Service
 from rusteeze.server.token_text import chat_entries, shown_logprobs
@@ -44,9 +44,10 @@ async def chat_completions(request: Request) -> Answer | Response:
     wanted = asked.max_completion_tokens or asked.max_tokens
     max_tokens = token_budget(service, [ids], asked.num_choices, wanted)
     params = sampling_params(asked, service.model.defaults, max_tokens, asked.num_logprobs)
+    await prepare_grammar(service, params.grammar)
     renderer = ChatRenderer(service.model, asked)
     return Answer(
-        service, choices([ids], params, asked.num_choices), renderer, bool(asked.stream),
+        service, choices([ids], params), renderer, bool(asked.stream),
         ignored_header(body.unknown),
     )  # fmt: skip
 
