@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,8 @@ from rusteeze.runtime.interface import (
 from rusteeze.runtime.params import Grammar
 from rusteeze.runtime.request import LiveRequest
 from rusteeze.runtime.sampler import NotFiniteError, Sample, SamplingError, sample_rows
-from rusteeze.runtime.scheduler import Chunk, Scheduler, Step
+from rusteeze.runtime.scheduler import Scheduler, Step
+from rusteeze.runtime.stats import EngineStats, Tokens, snapshot
 from rusteeze.runtime.stream import Mailbox
 from rusteeze.runtime.tokens import Tokenizer
 
@@ -65,7 +66,8 @@ class SyncEngine:
         limits = self.scheduler.limits
         self._intake = Intake(tokenizer, executor.vocab_size, eos_token_ids, limits)
         self._max_live = None if config.max_queue is None else limits.max_num_seqs + config.max_queue
-        self._door = threading.Lock()  # of those who submit
+        self._door = threading.Lock()  # held to change or count the requests
+        self._ended = Tokens()
         self._timed: dict[str, LiveRequest] = {}  # those that have a deadline
         self._requests: dict[str, LiveRequest] = {}
         self._commands: deque[Callable[[], RequestOutput | None]] = deque()
@@ -122,8 +124,9 @@ class SyncEngine:
         step = self.scheduler.schedule()
         if step.chunks:
             outputs += self._run(step)
-        for output in outputs:
-            self._post(output)
+        if self._mailboxes:
+            for output in outputs:
+                self._post(output)
         return outputs
 
     def stream(self, request_id: str) -> Mailbox:
@@ -160,6 +163,11 @@ class SyncEngine:
             for stream in started:
                 if isinstance(stream, Mailbox):
                     stream.close()
+
+    def stats(self) -> EngineStats:
+        """A snapshot; any thread may take it."""
+        with self._door:
+            return snapshot(self.scheduler, self._requests.values(), self._ended)
 
     def check_integrity(self) -> None:
         """RuntimeError when an invariant of the scheduler or the block pool is broken."""
@@ -212,8 +220,9 @@ class SyncEngine:
 
     def _run(self, step: Step) -> list[RequestOutput]:
         requests = [self._requests[chunk.sequence_id] for chunk in step.chunks]
+        now = self._clock()
         for request in requests:
-            request.clock.start(self._clock())
+            request.clock.start(now)
         try:
             logits = self._executor.execute(build_batch(step, self._executor.block_size))
             samples = self._sample(step, logits)
@@ -221,27 +230,29 @@ class SyncEngine:
             _log.exception("the executor failed; the %d requests of its step end", len(requests))
             return [self._fail(request, Fault.EXECUTOR) for request in requests]
         self.scheduler.commit(step)
-        outputs = self._read_prompt_rows(step, logits)
+        outputs = self._read_prompt_rows(step, logits) if len(logits) > len(samples) else []
+        now = self._clock()
         for request, sample in samples:
             if request.sequence.finish_reason is None:
-                outputs.append(self._guard(request, request.accept, sample, self._clock()))
+                outputs.append(self._guard(request, request.accept, sample, now))
         return outputs
 
     def _sample(
         self, step: Step, logits: np.ndarray
     ) -> list[tuple[LiveRequest, Sample | Exception]]:  # fmt: skip
         """What comes after every sequence whose known tokens are all computed now."""
-        rows = [end - 1 for chunk, _, end in _rows_of_chunks(step) if chunk.samples]
-        if not rows:
-            return []
         requests = [self._requests[chunk.sequence_id] for chunk in step.chunks if chunk.samples]
-        wanted = logits if len(rows) == len(logits) else logits[rows]
+        if not requests:
+            return []
+        wanted = logits
+        if not step.is_decode:
+            wanted = logits[[end - 1 for chunk, _, end in step.rows_of_chunks() if chunk.samples]]
         samples = sample_rows(wanted, [request.sampler for request in requests], self._scratch)
         return list(zip(requests, samples, strict=True))
 
     def _read_prompt_rows(self, step: Step, logits: np.ndarray) -> list[RequestOutput]:
         outputs = []
-        for chunk, begin, end in _rows_of_chunks(step):
+        for chunk, begin, end in step.rows_of_chunks():
             rows = logits[begin : end - chunk.samples]
             if len(rows):
                 request, first = self._requests[chunk.sequence_id], chunk.end - chunk.num_rows
@@ -286,7 +297,8 @@ class SyncEngine:
     def _forget(self, request: LiveRequest, reason: FinishReason) -> None:
         self.scheduler.finish(request.sequence.id, reason)
         self._timed.pop(request.sequence.id, None)
-        del self._requests[request.sequence.id]
+        with self._door:
+            self._ended.count(self._requests.pop(request.sequence.id).sequence)
 
     # Readers
 
@@ -321,14 +333,6 @@ _ERRORS = {
 
 def _completion(started: Mailbox | Completion) -> Completion:
     return started if isinstance(started, Completion) else Completion.collect(list(started))
-
-
-def _rows_of_chunks(step: Step) -> Iterator[tuple[Chunk, int, int]]:
-    """Each chunk with the half-open range of its rows in the logits."""
-    end = 0
-    for chunk in step.chunks:
-        begin, end = end, end + chunk.num_rows
-        yield chunk, begin, end
 
 
 def _limits(executor: Executor, config: EngineConfig) -> SchedulerLimits:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from rusteeze.runtime.batch import Batch
@@ -88,8 +89,7 @@ class Timing:
     total_ms: float
 
 
-@dataclass(frozen=True)
-class RequestOutput:
+class RequestOutput(msgspec.Struct, frozen=True):
     """What one step added to one request. The last output of a request has a ``finish_reason``.
 
     ``text`` is the new text; text that may become part of a stop string, or half a character, comes

@@ -50,6 +50,7 @@ class RequestText:
         self, tokenizer: Tokenizer | None, prompt_ids: list[int], params: SamplingParams
     ) -> None:
         self._stops = StopMatcher(params.stop)
+        self._has_stops = bool(params.stop)
         self._detokenizer = (
             Detokenizer(tokenizer, prompt_ids, params.skip_special_tokens) if tokenizer else None
         )
@@ -61,7 +62,7 @@ class RequestText:
     def push(self, token_id: int, match_stops: bool) -> str:
         """The text to emit after one more token."""
         text = self._detokenizer.push(token_id) if self._detokenizer else ""
-        return self._stops.push(text) if match_stops else text
+        return self._stops.push(text) if self._has_stops and match_stops else text
 
     def finish(self) -> str:
         """The rest, once the last token is out; it may still complete a stop string."""
@@ -123,7 +124,8 @@ class LiveRequest:
 
     def _advance(self, token_id: int) -> tuple[str, FinishReason | None, str | int | None]:
         """New text, and why and by what the request ends, if it does."""
-        past_minimum = self.sequence.num_output_tokens > self._params.min_tokens
+        num_output = self.sequence.num_output_tokens
+        past_minimum = num_output > self._params.min_tokens
         if token_id in self._end_ids and past_minimum:
             return self._text.finish(), FinishReason.STOP, token_id
         text = self._text.push(token_id, match_stops=past_minimum)
@@ -132,7 +134,7 @@ class LiveRequest:
         if self.sampler.is_complete:
             text += self._text.finish()
             return text, FinishReason.STOP, self._text.matched_stop
-        if self.sequence.num_output_tokens < self._max_tokens:
+        if num_output < self._max_tokens:
             return text, None, None
         text += self._text.finish()
         stop = self._text.matched_stop
@@ -143,6 +145,8 @@ class LiveRequest:
         stop: str | int | None = None, error: str | None = None, fault: Fault | None = None,
     ) -> RequestOutput:  # fmt: skip
         ended = reason is not None
+        if sample and not ended and not sample.logprobs:  # nearly all outputs
+            return RequestOutput(self.sequence.id, text, (sample.token_id,))
         return RequestOutput(
             self.sequence.id, text,
             token_ids=(sample.token_id,) if sample else (),

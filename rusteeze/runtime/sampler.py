@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from rusteeze.runtime.params import SamplingParams
@@ -42,8 +43,7 @@ class Logprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """One chosen token."""
 
     token_id: int
@@ -75,18 +75,13 @@ class RequestSampler:
         ends = () if params.ignore_eos else eos_token_ids
         self._end_ids = np.array(sorted({*ends, *params.stop_token_ids}), np.int64)
         self._counts = TokenCounts(prompt_ids) if _has_penalties(params) else None
+        self._edits = bool(self._counts or len(self._bias_ids) or constraint)
+        self._plain = params.temperature == 0 and params.logprobs is None and not self._edits
 
     @property
     def is_argmax(self) -> bool:
         """The next token is the argmax of the row as it is, and nothing else is asked for."""
-        return (
-            self.params.temperature == 0
-            and self.params.logprobs is None
-            and self._counts is None
-            and not len(self._bias_ids)
-            and not self._masks_ends
-            and self._constraint is None
-        )
+        return self._plain and not self._masks_ends
 
     @property
     def is_complete(self) -> bool:
@@ -117,7 +112,7 @@ class RequestSampler:
         return self.num_sampled < self.params.min_tokens and len(self._end_ids) > 0
 
     def _edit(self, row: np.ndarray, scratch: np.ndarray) -> np.ndarray:
-        if not (self._counts or len(self._bias_ids) or self._masks_ends or self._constraint):
+        if not self._edits and not self._masks_ends:
             return row
         edited = scratch
         edited[:] = row
@@ -149,8 +144,10 @@ def sample_rows(
     """
     best = logits.argmax(axis=1)
     # The argmax of a row with a NaN is the NaN, so these values tell of the whole rows.
-    peaks = logits[np.arange(len(logits)), best].tolist()
-    rows = zip(logits, best.tolist(), peaks, samplers, strict=True)
+    peaks = logits[np.arange(len(logits)), best]
+    if np.isfinite(peaks).all() and all(sampler.is_argmax for sampler in samplers):
+        return [Sample(token) for token, _ in zip(best.tolist(), samplers, strict=True)]
+    rows = zip(logits, best.tolist(), peaks.tolist(), samplers, strict=True)
     return [_sample_row(*row, scratch) for row in rows]
 
 

@@ -27,6 +27,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, pairwise
 
+import msgspec
+
 from rusteeze.runtime.blocks import BlockPool, BlockTable, blocks_for
 from rusteeze.runtime.config import SchedulerLimits
 from rusteeze.runtime.prefix_cache import PrefixCache
@@ -35,8 +37,7 @@ from rusteeze.runtime.sequence import FinishReason, Sequence, State
 AGING = 64
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """Tokens ``start … start + len(token_ids)`` of one sequence, computed together.
 
     Logits are wanted for the last ``num_rows`` of them; from the last row a token is sampled if
@@ -66,6 +67,18 @@ class Step:
     @property
     def num_tokens(self) -> int:
         return sum(len(chunk.token_ids) for chunk in self.chunks)
+
+    @property
+    def is_decode(self) -> bool:
+        """Every chunk is one token from which one is sampled."""
+        return all(chunk.samples and len(chunk.token_ids) == 1 for chunk in self.chunks)
+
+    def rows_of_chunks(self) -> Iterator[tuple[Chunk, int, int]]:
+        """Each chunk with the half-open range of its rows in the logits."""
+        end = 0
+        for chunk in self.chunks:
+            begin, end = end, end + chunk.num_rows
+            yield chunk, begin, end
 
 
 class Scheduler:
@@ -141,9 +154,11 @@ class Scheduler:
         for sequence in sorted(self._running, key=_is_prefill):
             wanted = min(budget, sequence.num_uncomputed)
             if wanted and self._make_room(sequence, wanted, preempted):
-                chunks.append(self._chunk(sequence, budget))
-                budget -= len(chunks[-1].token_ids)
-                filling.update(self._filled_keys(sequence, chunks[-1]))
+                chunk = self._chunk(sequence, budget)
+                chunks.append(chunk)
+                budget -= wanted
+                if wanted > 1:
+                    filling.update(self._filled_keys(sequence, chunk))
         # Only what is left admits, so every running sequence gets a token into every step; and nobody
         # is admitted while there is a shortage, least of all who has just been preempted.
         while budget and not preempted and (admitted := self._admit_next(filling)):
@@ -154,25 +169,27 @@ class Scheduler:
 
     def commit(self, step: Step) -> None:
         """The step has run: its tokens are in the cache. Sequences finished since are skipped."""
+        size = self.limits.block_size
         for chunk in step.chunks:
             sequence = self._sequences.get(chunk.sequence_id)
             if sequence is not None and sequence.num_computed == chunk.start:
                 sequence.advance(len(chunk.token_ids))
-                if self.prefixes:
+                if self.prefixes and chunk.end % size < len(chunk.token_ids):
                     self.prefixes.store(sequence, chunk.start, chunk.end)
 
     def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
-        start = sequence.num_computed
-        end = min(sequence.num_tokens, start + budget)
+        start, tokens = sequence.num_computed, sequence.token_ids
+        end = min(len(tokens), start + budget)
         return Chunk(
-            sequence.id, start, tuple(sequence.token_ids[start:end]), sequence.block_table,
-            num_rows=max(0, end - max(start, sequence.next_row)),
-            samples=end == sequence.num_tokens,
+            sequence.id, start, tuple(tokens[start:end]), sequence.block_table,
+            num_rows=max(0, end - max(start, sequence.next_row)), samples=end == len(tokens),
         )  # fmt: skip
 
     def _make_room(self, sequence: Sequence, num_tokens: int, preempted: list[str]) -> bool:
         """Blocks for the next tokens, by preemption if need be. False if it lost its own."""
         end = sequence.num_computed + num_tokens
+        if end <= len(sequence.block_table) * self.limits.block_size:
+            return sequence.state is State.RUNNING
         while sequence.state is State.RUNNING and self._missing_blocks(sequence, end):
             if self.pool.num_free:
                 sequence.block_table.append(self.pool.allocate())

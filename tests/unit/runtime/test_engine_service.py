@@ -117,6 +117,35 @@ def test_priority_reaches_the_scheduler() -> None:
     assert list(collect(engine)) == ["high", "low"]
 
 
+# Statistics
+
+
+def test_statistics_add_up_at_every_step() -> None:
+    engine = SyncEngine(MockExecutor(num_blocks=24), config=EngineConfig(max_num_seqs=6))
+    done: list[RequestOutput] = []
+    before = engine.stats()
+    for i in range(12):
+        engine.submit(PROMPT[: 10 + i % 3 * 6], replace(GREEDY, max_tokens=20), str(i))
+    engine.cancel("11")
+    while engine.has_work:
+        done += [output for output in engine.step() if output.finish_reason]
+        stats = engine.stats()
+        assert stats.free_blocks + stats.used_blocks == stats.total_blocks == 24
+        assert stats.num_running + stats.num_waiting + len(done) == 12
+        assert 0 <= stats.cached_blocks <= stats.free_blocks
+        assert stats.kv_usage == stats.used_blocks / 24
+        assert stats.prompt_tokens >= before.prompt_tokens
+        assert stats.generation_tokens >= before.generation_tokens
+        before = stats
+    usages = [output.usage for output in done if output.usage]
+    assert stats.prompt_tokens == sum(usage.prompt_tokens for usage in usages)
+    assert stats.generation_tokens == sum(usage.completion_tokens for usage in usages)
+    assert stats.prefix_hit_tokens == sum(usage.cached_tokens for usage in usages) > 0
+    assert stats.prefix_queried_tokens == stats.prompt_tokens - usages[0].prompt_tokens
+    assert stats.num_preemptions == engine.scheduler.num_preemptions > 0
+    assert stats.used_blocks == stats.num_running == stats.num_waiting == 0
+
+
 # Timeouts
 
 
