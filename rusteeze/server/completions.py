@@ -52,7 +52,7 @@ async def completions(request: Request) -> Answer | Response:
         asked, service.model.defaults, max_tokens, asked.logprobs,
         asked.logprobs if asked.echo else None,
     )  # fmt: skip
-    await prepare_grammar(service, params.grammar)
+    await prepare_grammar(service, params.grammar, "response_format")
     return Answer(
         service, choices(ids, params),
         CompletionRenderer(service.model, asked, prompts), bool(asked.stream),

@@ -64,11 +64,12 @@ def choices(prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[As
     return [(prompt, own) for prompt in prompts for own in params.choices()]
 
 
-async def prepare_grammar(service: Service, grammar: Grammar | None) -> None:
-    """Compile a grammar outside the event loop, under its deadline. ApiError 400 when it is wrong."""
+async def prepare_grammar(service: Service, grammar: Grammar | None, param: str) -> None:
+    """Compile a grammar outside the event loop, under its deadline. ApiError 400 when it is wrong;
+    ``param`` is where it came from."""
     if grammar is None:
         return
     try:
         await asyncio.to_thread(service.engine.compile_grammar, grammar)
     except RequestError as error:
-        raise bad_request(str(error), "response_format", "invalid_grammar") from None
+        raise bad_request(str(error), param, "invalid_grammar") from None
