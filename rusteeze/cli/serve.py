@@ -108,7 +108,7 @@ def _serve(config: ServeConfig, path: str, start: float) -> None:
     finished("artifact")
     model, memory = load_model(artifact, config)
     finished("load")
-    name = config.model.name or str(verify(artifact).facts.get("name") or source.name)
+    name = config.model.name or str(verify(artifact).facts.get("model") or source.name)
     service = service_of(model, name, artifact, config, memory)
     service.metrics.startup(phases, found)
     cors = config.server.cors

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from rusteeze.runtime.interface import Prompt, RequestOutput, SamplingParams
+from rusteeze.runtime.params import Grammar
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class SteppedEngine(Protocol):
     def cancel(self, request_id: str) -> None: ...
 
     def step(self) -> list[RequestOutput]: ...
+
+    def compile_grammar(self, grammar: Grammar) -> None: ...
 
 
 class EngineStopped(RuntimeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -80,7 +81,7 @@ def decode_body(data: bytes, schema: type[T], strict: bool) -> Body[T]:
         raise bad_request("the body is not valid JSON", code="invalid_json") from None
     except RecursionError:
         raise bad_request("the body is nested too deeply", code="invalid_json") from None
-    known = {field.encode_name for field in msgspec.structs.fields(schema)}
+    known = _field_names(schema)
     unknown = tuple(_plain(name) for name in names if name not in known)[:_MOST_NAMES]
     if unknown and strict:
         raise bad_request(f"unknown field {unknown[0]}", unknown[0], "unknown_field")
@@ -114,6 +115,11 @@ def has_field(data: bytes, name: str) -> bool:
         return name in msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False  # which decoding it into a schema reports
+
+
+@cache  # msgspec reads the annotations anew each time, which takes longer than all else here
+def _field_names(schema: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(field.encode_name for field in msgspec.structs.fields(schema))
 
 
 def _plain(name: str) -> str:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from rusteeze.artifact.contract import Plan
 from rusteeze.runtime.config import EngineConfig
-from rusteeze.runtime.engine import SyncEngine
 from rusteeze.runtime.interface import SamplingParams
 from rusteeze.runtime.llm import LLM, load
 from rusteeze.runtime.memory_plan import MemoryPlan, available_memory, plan_memory
 from rusteeze.server.config import ServeConfig
 from rusteeze.server.limits import Limits
-from rusteeze.server.metrics import Metrics, Snapshot
+from rusteeze.server.metrics import Memory, Metrics
 from rusteeze.server.replies import AsyncEngine
 from rusteeze.server.service import ServedModel, Service
 
@@ -52,7 +51,7 @@ def service_of(model: LLM, name: str, artifact: Path, config: ServeConfig, memor
         model.executor.vocab_size,
     )  # fmt: skip
     fixed = memory.weight_bytes + memory.scratch_bytes
-    metrics = Metrics(name, lambda: snapshot(model.engine, fixed, memory.block_bytes))
+    metrics = Metrics(name, model.engine.stats, Memory(fixed, memory.block_bytes))
     server = config.server
     engine = AsyncEngine(model.engine, limits.max_num_seqs + server.max_queue, metrics)
     return Service(
@@ -62,14 +61,4 @@ def service_of(model: LLM, name: str, artifact: Path, config: ServeConfig, memor
             max_request_tokens=server.max_request_tokens, write_seconds=server.write_seconds,
             drain_seconds=server.drain_seconds,
         ),
-    )  # fmt: skip
-
-
-def snapshot(engine: SyncEngine, fixed_bytes: int, block_bytes: int) -> Snapshot:
-    """Counts that another thread may read at any time; each is right, if not all at the same moment."""
-    scheduler = engine.scheduler
-    used = scheduler.pool.num_used
-    return Snapshot(
-        scheduler.num_waiting, scheduler.num_running, used, scheduler.pool.num_blocks,
-        scheduler.num_preemptions, fixed_bytes + used * block_bytes,
     )  # fmt: skip

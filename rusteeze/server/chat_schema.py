@@ -10,6 +10,14 @@ from msgspec import UNSET, Meta, UnsetType
 from rusteeze.server.common_schema import UsageBody
 from rusteeze.server.limits import MAX_MESSAGES, MAX_TOKENS
 from rusteeze.server.sampling_fields import SamplingFields, Text
+from rusteeze.server.tool_schema import (
+    MAX_TOOLS,
+    CallId,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
+)
 
 MAX_TOP_LOGPROBS = 20
 
@@ -44,15 +52,26 @@ class UserMessage(msgspec.Struct, kw_only=True, tag="user", tag_field="role"):
 class AssistantMessage(msgspec.Struct, kw_only=True, tag="assistant", tag_field="role"):
     content: Content | None = None
     name: Text | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOLS)] | None = None
 
 
-Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage
+class ToolMessage(msgspec.Struct, kw_only=True, tag="tool", tag_field="role"):
+    """What a call returned."""
+
+    content: Content
+    tool_call_id: CallId
+
+
+Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
 
 
 class ChatRequest(SamplingFields, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
@@ -81,13 +100,14 @@ class ChatLogprobs(msgspec.Struct):
     content: list[TokenLogprob]
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class AnswerMessage(msgspec.Struct):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: str | None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -109,6 +129,7 @@ class ChatResponse(msgspec.Struct):
 class Delta(msgspec.Struct):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct):

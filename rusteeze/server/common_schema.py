@@ -7,10 +7,17 @@ from typing import Literal
 import msgspec
 
 
+class PromptTokensDetails(msgspec.Struct):
+    """``cached_tokens`` of the prompt were computed for earlier requests."""
+
+    cached_tokens: int
+
+
 class UsageBody(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class ModelCard(msgspec.Struct):

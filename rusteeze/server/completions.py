@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from msgspec import UNSET
@@ -23,7 +23,7 @@ from rusteeze.server.completion_schema import (
 from rusteeze.server.errors import bad_request
 from rusteeze.server.identity import Identity
 from rusteeze.server.limits import MAX_PROMPTS
-from rusteeze.server.prompts import check_model, choices, off_loop, token_budget
+from rusteeze.server.prompts import check_model, choices, off_loop, prepare_grammar, token_budget
 from rusteeze.server.sampling_fields import sampling_params
 from rusteeze.server.service import ServedModel, Service
 from rusteeze.server.token_text import finite, legacy_text, shown_logprobs
@@ -52,8 +52,9 @@ async def completions(request: Request) -> Answer | Response:
         asked, service.model.defaults, max_tokens, asked.logprobs,
         asked.logprobs if asked.echo else None,
     )  # fmt: skip
+    await prepare_grammar(service, params.grammar, "response_format")
     return Answer(
-        service, choices(ids, params, asked.num_choices),
+        service, choices(ids, params),
         CompletionRenderer(service.model, asked, prompts), bool(asked.stream),
         ignored_header(body.unknown),
     )  # fmt: skip
@@ -166,7 +167,7 @@ class CompletionParts:
         return text, self._logprobs(entries) if self._with_logprobs else None
 
     def counted(self, usage: Usage) -> Usage:
-        return Usage(usage.prompt_tokens, 0) if self._without_output else usage
+        return replace(usage, completion_tokens=0) if self._without_output else usage
 
     def _logprobs(self, entries: Sequence[tuple[int, Logprobs | None]]) -> CompletionLogprobs:
         found = CompletionLogprobs([], [], [], [])

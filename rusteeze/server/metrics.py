@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from rusteeze.runtime.interface import FinishReason, RequestOutput
+from rusteeze.runtime.stats import EngineStats
 
 PREFIX = "rusteeze_inference_"
 RATE_SECONDS = 10.0
@@ -28,22 +29,21 @@ _STATUS = {FinishReason.ABORT: "aborted", FinishReason.ERROR: "error"}
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """Values of the engine at one moment. ``memory_bytes``: weights, scratch and cache in use."""
+class Memory:
+    """Bytes of weights and scratch, which stay, and of one cache block."""
 
-    waiting: int
-    running: int
-    used_blocks: int
-    total_blocks: int
-    preemptions: int
-    memory_bytes: int
+    fixed_bytes: int
+    block_bytes: int
+
+    def used_bytes(self, stats: EngineStats) -> int:
+        return self.fixed_bytes + stats.used_blocks * self.block_bytes
 
 
 class Metrics:
     """Observes sequences (rusteeze.server.replies.Observer) and writes the exposition."""
 
     def __init__(
-        self, model: str, snapshot: Callable[[], Snapshot], device: str = "cpu",
+        self, model: str, stats: Callable[[], EngineStats], memory: Memory, device: str = "cpu",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.registry = CollectorRegistry()
@@ -52,7 +52,7 @@ class Metrics:
         self._recent: deque[tuple[float, int]] = deque()
         self._define_counters(model)
         self._define_histograms(model)
-        self.registry.register(EngineValues(snapshot, device, self._rate))
+        self.registry.register(EngineValues(stats, memory, device, self._rate))
 
     def _define_counters(self, model: str) -> None:
         finished = self._counter("requests", "Sequences that ended, by how", ("status", "model"))
@@ -151,29 +151,33 @@ class EngineValues(Collector):
     """Reads the engine when somebody looks."""
 
     def __init__(
-        self, snapshot: Callable[[], Snapshot], device: str, rate: Callable[[], float]
-    ) -> None:
-        self._snapshot = snapshot
+        self, stats: Callable[[], EngineStats], memory: Memory, device: str,
+        rate: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._stats = stats
+        self._memory = memory
         self._device = device
         self._rate = rate
 
     def collect(self) -> Iterator[Metric]:
-        now = self._snapshot()
-        yield _gauge("queue_waiting", "Sequences that wait for their turn", now.waiting)
-        yield _gauge("queue_running", "Sequences that are being computed", now.running)
-        ratio = now.used_blocks / now.total_blocks
-        yield _gauge("kv_cache_usage_ratio", "Share of the cache blocks in use", ratio)
+        now = self._stats()
+        yield _gauge("queue_waiting", "Sequences that wait for their turn", now.num_waiting)
+        yield _gauge("queue_running", "Sequences that are being computed", now.num_running)
+        yield _gauge("kv_cache_usage_ratio", "Share of the cache blocks in use", now.kv_usage)
         yield _gauge("tokens_per_second", f"Output tokens, last {RATE_SECONDS:g} s", self._rate())
         memory = GaugeMetricFamily(
             f"{PREFIX}gpu_memory_used_bytes",
             "Weights, scratch and cache blocks in use; on device cpu this is main memory",
             labels=["device"],
         )
-        memory.add_metric([self._device], now.memory_bytes)
+        memory.add_metric([self._device], self._memory.used_bytes(now))
         yield memory
-        yield CounterMetricFamily(
-            f"{PREFIX}requests_preempted", "Times a sequence lost its cache", now.preemptions
-        )
+        for name, text, value in (
+            ("requests_preempted", "Times a sequence lost its cache", now.num_preemptions),
+            ("prefix_cache_queried_tokens", "Prompt tokens looked up", now.prefix_queried_tokens),
+            ("prefix_cache_hit_tokens", "Prompt tokens found", now.prefix_hit_tokens),
+        ):
+            yield CounterMetricFamily(PREFIX + name, text, value)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from rusteeze.runtime.interface import SamplingParams
+from rusteeze.runtime.interface import RequestError, SamplingParams
+from rusteeze.runtime.params import Grammar
 from rusteeze.server.errors import ApiError, bad_request
 from rusteeze.server.replies import Asked
-from rusteeze.server.sampling_fields import seed_of_choice
 from rusteeze.server.service import Service
 
 T = TypeVar("T")
@@ -59,9 +59,17 @@ def token_budget(
     return min(wanted, room)
 
 
-def choices(
-    prompts: Sequence[Sequence[int]], params: SamplingParams, num_choices: int
-) -> list[Asked]:
+def choices(prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Asked]:
     """One sequence for each choice of each prompt; choices draw from seeds of their own."""
-    each = [seed_of_choice(params, index) for index in range(num_choices)]
-    return [(prompt, own) for prompt in prompts for own in each]
+    return [(prompt, own) for prompt in prompts for own in params.choices()]
+
+
+async def prepare_grammar(service: Service, grammar: Grammar | None, param: str) -> None:
+    """Compile a grammar outside the event loop, under its deadline. ApiError 400 when it is wrong;
+    ``param`` is where it came from."""
+    if grammar is None:
+        return
+    try:
+        await asyncio.to_thread(service.engine.compile_grammar, grammar)
+    except RequestError as error:
+        raise bad_request(str(error), param, "invalid_grammar") from None

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from rusteeze.runtime.engine_thread import EngineThread, SteppedEngine
 from rusteeze.runtime.interface import FinishReason, RequestOutput, SamplingParams
+from rusteeze.runtime.params import Grammar
 
 Asked = tuple[Sequence[int], SamplingParams]
 
@@ -65,6 +66,7 @@ class AsyncEngine:
     def __init__(self, engine: SteppedEngine, max_open: int, observer: Observer) -> None:
         self._max_open = max_open
         self._observer = observer
+        self._compile_grammar = engine.compile_grammar
         self._thread = EngineThread(engine, self._deliver, self._failed)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: dict[str, tuple[Reply, int]] = {}
@@ -93,6 +95,10 @@ class AsyncEngine:
     @property
     def is_full(self) -> bool:
         return self.num_open >= self._max_open
+
+    def compile_grammar(self, grammar: Grammar) -> None:
+        """Compile a grammar; for threads that may wait. RequestError says what is wrong, and where."""
+        self._compile_grammar(grammar)
 
     def submit(self, asked: Sequence[Asked], each: bool) -> tuple[Reply, list[str]]:
         """Submit sequences together, or none of them; their reply and ids.

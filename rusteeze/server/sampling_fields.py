@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from rusteeze.runtime.params import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, SamplingParams
+from rusteeze.runtime.params import (
+    MAX_PRIORITY,
+    MAX_SALT_CHARACTERS,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    Grammar,
+    SamplingParams,
+)
 from rusteeze.server.errors import bad_request
+from rusteeze.server.formats import ResponseFormat, grammar_of
 from rusteeze.server.limits import MAX_CHOICES, MAX_TOKENS
 
 # The formats stand for what depends on the model: rusteeze.server.openapi puts its values there.
@@ -29,10 +36,10 @@ ModelName = Annotated[
 
 GREEDY_BELOW = 1e-4
 """Temperatures below this are greedy: dividing by them would only overflow."""
-_SEED_STRIDE = 0x9E3779B97F4A7C15
 _MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _PASSED_ON = (
-    *_MODEL_DEFAULTS, "presence_penalty", "frequency_penalty", "seed", "ignore_eos",
+    *_MODEL_DEFAULTS, "presence_penalty", "frequency_penalty", "seed", "ignore_eos", "priority",
+    "cache_salt",
 )  # fmt: skip
 
 
@@ -62,6 +69,9 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    priority: Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARACTERS, pattern="^[ -~]*$")] | None = None
+    response_format: ResponseFormat | None = None
     user: Text | None = None
 
     @property
@@ -75,9 +85,9 @@ class SamplingFields(msgspec.Struct, kw_only=True):
 
 def sampling_params(
     asked: SamplingFields, model_defaults: Mapping[str, Any], max_tokens: int, logprobs: int | None,
-    prompt_logprobs: int | None = None,
+    prompt_logprobs: int | None = None, grammar: Grammar | None = None,
 ) -> SamplingParams:  # fmt: skip
-    """The engine's parameters for one choice. ApiError 400 when a value is out of range."""
+    """The engine's parameters for all choices. ApiError 400 when a value is out of range."""
     values = {k: model_defaults[k] for k in _MODEL_DEFAULTS if model_defaults.get(k) is not None}
     given = {name: getattr(asked, name) for name in _PASSED_ON}
     values |= {name: value for name, value in given.items() if value is not None}
@@ -89,7 +99,8 @@ def sampling_params(
             **values, stop=strings, stop_token_ids=ids, max_tokens=max_tokens,
             min_tokens=min(asked.min_tokens or 0, max_tokens),
             logit_bias={int(token): bias for token, bias in (asked.logit_bias or {}).items()},
-            logprobs=logprobs, prompt_logprobs=prompt_logprobs,
+            logprobs=logprobs, prompt_logprobs=prompt_logprobs, n=asked.num_choices,
+            grammar=grammar or grammar_of(asked.response_format),
         )  # fmt: skip
     except (TypeError, ValueError) as error:
         raise bad_request(str(error)) from error
@@ -101,10 +112,3 @@ def _stops(asked: SamplingFields) -> tuple[tuple[str, ...], tuple[int, ...]]:
     strings = tuple(stop for stop in mixed if isinstance(stop, str))
     ids = [stop for stop in mixed if isinstance(stop, int)]
     return strings, (*ids, *(asked.stop_token_ids or ()))
-
-
-def seed_of_choice(params: SamplingParams, index: int) -> SamplingParams:
-    """The parameters of choice ``index``: the first keeps the seed, the others get one of their own."""
-    if index == 0 or params.seed is None:
-        return params
-    return dataclasses.replace(params, seed=(params.seed + index * _SEED_STRIDE) % 2**63)

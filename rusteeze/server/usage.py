@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rusteeze.runtime.interface import Usage
-from rusteeze.server.common_schema import UsageBody
+from rusteeze.server.common_schema import PromptTokensDetails, UsageBody
 
 
 class UsageCount:
@@ -15,13 +15,16 @@ class UsageCount:
         self._num_choices = num_choices
         self._prompt_tokens = 0
         self._completion_tokens = 0
+        self._cached_tokens = 0
 
     def add(self, index: int, usage: Usage) -> None:
         """Sequence ``index`` has ended."""
         self._completion_tokens += usage.completion_tokens
         if index % self._num_choices == 0:
             self._prompt_tokens += usage.prompt_tokens
+            self._cached_tokens += usage.cached_tokens
 
     def body(self) -> UsageBody:
         total = self._prompt_tokens + self._completion_tokens
-        return UsageBody(self._prompt_tokens, self._completion_tokens, total)
+        details = PromptTokensDetails(self._cached_tokens)
+        return UsageBody(self._prompt_tokens, self._completion_tokens, total, details)

@@ -25,9 +25,8 @@ from rusteeze.runtime.config import EngineConfig
 from rusteeze.runtime.engine import SyncEngine
 from rusteeze.runtime.template import ChatTemplate
 from rusteeze.server.app import AppOptions, build_app
-from rusteeze.server.boot import snapshot
 from rusteeze.server.limits import Limits
-from rusteeze.server.metrics import Metrics
+from rusteeze.server.metrics import Memory, Metrics
 from rusteeze.server.replies import AsyncEngine
 from rusteeze.server.service import ServedModel, Service
 from rusteeze.server.serving import DrainingServer, bind, server_config
@@ -148,7 +147,7 @@ def new_service(
     model = ServedModel(
         MODEL, 1700000000, words, ChatTemplate(template), {}, length, executor.vocab_size
     )
-    metrics = Metrics(MODEL, lambda: snapshot(engine, 1000, 10))
+    metrics = Metrics(MODEL, engine.stats, Memory(1000, 10))
     wrapped = AsyncEngine(engine, max_num_seqs + limits.max_queue, metrics)
     return Service(model, wrapped, metrics, limits, strict), engine
 

@@ -33,6 +33,10 @@ class Served:
         except urllib.error.HTTPError as error:
             return error.code
 
+    def text(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+            return str(answer.read().decode())
+
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 

@@ -25,6 +25,11 @@ def text_after(ids: list[int], count: int) -> str:
     return joined.removeprefix(WORDS.decode(ids))
 
 
+def counts(answer: Any) -> dict[str, int]:
+    """The usage, without what earlier requests left in the cache."""
+    return {name: value for name, value in answer["usage"].items() if name.endswith("tokens")}
+
+
 def test_a_completion(tiny: Live) -> None:
     found = tiny.complete().json()
     assert found["object"] == "text_completion"
@@ -32,7 +37,7 @@ def test_a_completion(tiny: Live) -> None:
     assert found["choices"] == [
         {"index": 0, "text": text_after(IDS, 8), "logprobs": None, "finish_reason": "length"}
     ]
-    assert found["usage"] == {
+    assert counts(found) == {
         "prompt_tokens": len(IDS), "completion_tokens": 8, "total_tokens": len(IDS) + 8
     }  # fmt: skip
 
@@ -43,7 +48,7 @@ def test_a_chat_is_its_rendered_template(tiny: Live) -> None:
     prompt = "system: a\nuser: b\nassistant:"
     plain = tiny.complete(prompt=prompt).json()
     assert chat["choices"][0]["message"]["content"] == plain["choices"][0]["text"]
-    assert chat["usage"] == plain["usage"]
+    assert counts(chat) == counts(plain)
 
 
 def test_developers_are_systems_and_parts_are_joined(tiny: Live) -> None:
@@ -91,7 +96,7 @@ def test_choices_differ_and_repeat_with_their_seed(tiny: Live) -> None:
 
 
 def test_usage_counts_a_prompt_once(tiny: Live) -> None:
-    usage = tiny.complete(n=3, prompt=[IDS, [5, 6]]).json()["usage"]
+    usage = counts(tiny.complete(n=3, prompt=[IDS, [5, 6]]).json())
     assert usage == {
         "prompt_tokens": len(IDS) + 2, "completion_tokens": 48, "total_tokens": len(IDS) + 50
     }  # fmt: skip

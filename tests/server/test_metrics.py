@@ -21,7 +21,7 @@ NAMES = {
     f"{P}generation_tokens_total", f"{P}tokens_per_second", f"{P}gpu_memory_used_bytes",
     f"{P}kv_cache_usage_ratio", f"{P}queue_waiting", f"{P}queue_running", f"{P}time_to_first_token_seconds",
     f"{P}inter_token_latency_seconds", f"{P}queue_time_seconds", f"{P}requests_aborted_total",
-    f"{P}requests_rejected_total", f"{P}requests_preempted_total", "rusteeze_startup_phase_seconds",
+    f"{P}prefix_cache_queried_tokens_total", f"{P}prefix_cache_hit_tokens_total", f"{P}requests_rejected_total", f"{P}requests_preempted_total", "rusteeze_startup_phase_seconds",
     "rusteeze_artifact_cache_requests_total",
 }  # fmt: skip
 LABELS = {

@@ -63,6 +63,9 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
             "--max-examples", os.environ.get("SCHEMATHESIS_EXAMPLES", "20"), "--seed", "7", "--request-timeout", "20",
             "--no-color", "-H", f"Authorization: Bearer {KEY}",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        hooks = {"SCHEMATHESIS_HOOKS": "fuzz_hooks", "PYTHONPATH": str(Path(__file__).parent)}
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **hooks}
+        )
     assert done.returncode == 0, done.stdout[-6000:]
     assert "No issues found" in done.stdout
