@@ -7,7 +7,7 @@ Example: ``choose(key, V4, tables)`` gives the schedule of the first table that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Protocol
 
 import msgspec
@@ -72,12 +72,9 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Table(Protocol):
-    """Anything that knows the schedules of some kernels."""
+    """What is known about some kernels on one processor."""
 
     def find(self, key: MatmulKey, isa: str) -> Schedule | None: ...
-
-
-Choose = Callable[[MatmulKey, Isa], Schedule]
 
 
 def choose(key: MatmulKey, isa: Isa, tables: Sequence[Table]) -> Schedule:
