@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from rusteeze.artifact.contract import encode_plan
 from rusteeze.artifact.files import require_free_bytes
 from rusteeze.artifact.plan_text import plan_text
 from rusteeze.artifact.store import publish
+from rusteeze.artifact.tuned import TUNING, fingerprint, processor, user_table
 from rusteeze.codegen.cpu.build import LibraryBuilds
 from rusteeze.codegen.cpu.isa import ALL, Isa
 from rusteeze.codegen.cpu.lower import Lowered, LoweringOptions, lower
+from rusteeze.codegen.cpu.tuning_table import encode_table, tables_for, used_entries
 from rusteeze.codegen.statics import Statics, plain
 from rusteeze.config import CompileOptions
 from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
@@ -50,7 +53,7 @@ def compile_model(
     Reuses a cached artifact of the same model and options. Errors of the rooms below pass through; all
     that a user can mend carry ``user_error``."""
     model = rusteeze.source.resolve(source)
-    key = rusteeze.source.key(model, options, compiler_version())
+    key = rusteeze.source.key(model, options, compiler_version(), fingerprint())
     facts: dict[str, Any] = {}
 
     def build(folder: Path) -> None:
@@ -82,14 +85,9 @@ def _build(
     activations = choose_activations(graph, options)
     optimize(graph, traced.constants, activations, observer)
     progress("generating kernels", 0.45)
-    isas = host_isas()
-    lowered = lower(graph, LoweringOptions(cache_dtype(activations), max_model_len, isas))
-    jobs = options.jobs or len(os.sched_getaffinity(0))
-    with LibraryBuilds(lowered.kernels, isas, folder / "cpu", jobs, observer):
+    lowered = lower_for_host(graph, activations, max_model_len)
+    with building(lowered, folder, options.jobs, observer):
         write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
-    (folder / "plan.json").write_bytes(encode_plan(lowered.plan))
-    if observer.folder:
-        observer.dump_as("plan.txt", plan_text(lowered.plan, lowered.statics.nbytes))
     (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
     facts |= describe(model, checkpoint, graph, lowered, activations)
 
@@ -103,6 +101,27 @@ def optimize(
     """All passes, in place, up to the graph that is lowered."""
     passes = [*raising(constants), *lowering(), *rounding(activations), *fusing()]
     run_passes(graph, passes, observer)
+
+
+def lower_for_host(graph: Graph, activations: str, max_model_len: int) -> Lowered:
+    """Kernels and plan for this kind of machine, with the schedules that were measured on its processor."""
+    tables = tables_for(processor(), user_table())
+    options = LoweringOptions(cache_dtype(activations), max_model_len, host_isas(), tables)
+    return lower(graph, options)
+
+
+@contextmanager
+def building(
+    lowered: Lowered, folder: Path, jobs: int | None, observer: Observer
+) -> Iterator[None]:  # fmt: skip
+    """Write the plan, the schedules and, beside what the block does, the libraries into an artifact."""
+    (folder / "plan.json").write_bytes(encode_plan(lowered.plan))
+    (folder / TUNING).write_bytes(encode_table(used_entries(lowered.kernels.values(), lowered.options)))
+    if observer.folder:
+        observer.dump_as("plan.txt", plan_text(lowered.plan, lowered.statics.nbytes))
+    jobs = jobs or len(os.sched_getaffinity(0))
+    with LibraryBuilds(lowered.kernels, lowered.options.isas, folder / "cpu", jobs, observer):
+        yield
 
 
 def model_len(config: Any) -> int:

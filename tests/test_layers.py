@@ -42,9 +42,10 @@ ROOMS: dict[str, set[str]] = LEAVES | {
     "codegen": {"ir"} | _LEAVES,
     "compiler": {"ir", "frontend", "passes", "codegen"} | _LEAVES,
     "runtime": _PLAIN,
+    "autotune": {"ir", "codegen", "compiler", "runtime"} | _LEAVES,
     "rlm": {"runtime"} | _PLAIN,
     "server": {"runtime", "rlm"} | _PLAIN,
-    "cli": {"compiler", "frontend", "passes", "ir", "runtime", "rlm", "server", "__init__"}
+    "cli": {"compiler", "autotune", "frontend", "passes", "ir", "runtime", "rlm", "server", "__init__"}
     | _PLAIN,
     "__main__": {"cli"},
 }

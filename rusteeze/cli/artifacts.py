@@ -10,6 +10,7 @@ from pathlib import Path
 
 import rusteeze.source
 from rusteeze.artifact import cache
+from rusteeze.artifact.tuned import fingerprint
 from rusteeze.cli.extras import load_extra
 from rusteeze.cli.progress import progress
 from rusteeze.config import CompileOptions
@@ -27,7 +28,7 @@ def artifact_for(model: str, options: CompileOptions) -> Path:
 
 def cached(source: Source, options: CompileOptions) -> Path | None:
     """The verified artifact of an earlier compilation, if there is one."""
-    return cache.lookup(rusteeze.source.key(source, options, compiler_version()))
+    return cache.lookup(rusteeze.source.key(source, options, compiler_version(), fingerprint()))
 
 
 def compile_source(model: str, out: Path | None, options: CompileOptions) -> Path:

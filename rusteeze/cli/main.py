@@ -23,6 +23,7 @@ SUBCOMMANDS = {
     "info": "Show what a model or an artifact holds.",
     "validate": "Check an artifact, a model or its accuracy.",
     "benchmark": "Measure speed, latency and memory.",
+    "autotune": "Search for the fastest kernels on this machine.",
     "profile": "Show where the time of a step goes.",
     "opt": "Run passes on a graph in text form.",
     "download": "Fetch a model from the Hugging Face hub.",

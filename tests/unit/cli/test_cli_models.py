@@ -16,6 +16,7 @@ from click.testing import Result
 from rusteeze import source
 from rusteeze.artifact import cache
 from rusteeze.artifact.cache import get_or_build
+from rusteeze.artifact.tuned import fingerprint
 from rusteeze.cli import artifacts, extras
 from rusteeze.cli.output import bytes_text
 from rusteeze.config import CompileOptions
@@ -45,7 +46,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append((Path(model).name, out, options))
         progress("tracing", 0.1)
         found = source.resolve(model)
-        return get_or_build(source.key(found, options, compiler_version()), _build)
+        return get_or_build(source.key(found, options, compiler_version(), fingerprint()), _build)
 
     module = ModuleType("rusteeze.compiler")
     module.compile_model = compile_model  # type: ignore[attr-defined]
