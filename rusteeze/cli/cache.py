@@ -15,6 +15,9 @@ from rusteeze.cli.output import bytes_text, print_json, print_table
 from rusteeze.errors import ArtifactError, UserError
 
 
+WIDTH = 120  # keys are for copying: a line each, however narrow the terminal is
+
+
 @click.group(cls=Group)
 def command() -> None:
     """List, check and free the cache of artifacts."""
@@ -36,9 +39,9 @@ def ls_command() -> None:
             [{"model": _model(e.path), "key": e.key, "path": str(e.path), "bytes": e.bytes, "used": e.used} for e in found]
         )
         return
-    rows = [(_model(e.path), e.key, bytes_text(e.bytes), _ago(e.used)) for e in found]
+    rows = [(e.key, bytes_text(e.bytes), _ago(e.used), _model(e.path)) for e in found]
     title = f"artifacts: {len(found)}, {bytes_text(cache.total_bytes())} in {cache.cache_dir()}"
-    print_table(title, ("model", "key", "size", "last used"), rows)
+    print_table(title, ("key", "size", "last used", "model"), rows, width=WIDTH)
 
 
 @command.command("gc")
@@ -75,7 +78,7 @@ def _model(artifact: Path) -> str:
         facts = verify(artifact).facts
     except ArtifactError:
         return "(broken)"
-    return f"{facts.get('model')}, {facts.get('activations')} activations, {facts.get('max_model_len')} tokens"
+    return f"{facts.get('model')}, {facts.get('activations')}, {facts.get('max_model_len')} tokens"
 
 
 def _size(text: str | None) -> int | None:
