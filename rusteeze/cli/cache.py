@@ -14,7 +14,6 @@ from rusteeze.cli.command import Group, wants_json
 from rusteeze.cli.output import bytes_text, print_json, print_table
 from rusteeze.errors import ArtifactError, UserError
 
-
 WIDTH = 120  # keys are for copying: a line each, however narrow the terminal is
 
 
