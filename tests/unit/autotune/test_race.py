@@ -44,7 +44,7 @@ def test_noise_alone_does_not_win() -> None:
 
 def test_faster_here_and_slower_there_does_not_win() -> None:
     def mixed(rows: int) -> float:
-        return rows * (1.02 if rows == 512 else 0.5)
+        return rows * (1.04 if rows == 512 else 0.5)
 
     assert not wins(race(steady(1.0), mixed, ROWS))
 
