@@ -1,0 +1,90 @@
+"""Folders of quantised weights, compiled, against Hugging Face's model of the dequantised weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from compiled import CompiledStep
+from configs import tiny
+from harness import (
+    MAX_MODEL_LEN,
+    draw_sequences,
+    drive,
+    make_config,
+    random_model,
+    reference_logits,
+    relative_error,
+)
+from quantised_folders import Packer, gptq_packer, save_quantised
+from transformers import AutoModelForCausalLM
+
+from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
+from rusteeze.frontend.trace import trace
+from rusteeze.weights import Weight
+
+TOLERANCE = 1e-4  # of the largest logit
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class FolderWeights(Mapping[str, Any]):
+    """A checkpoint's weights and a trace's constants by name."""
+
+    def __init__(self, checkpoint: Checkpoint, constants: Mapping[str, np.ndarray]) -> None:
+        self.checkpoint, self.constants = checkpoint, constants
+
+    def __getitem__(self, name: str) -> Weight | np.ndarray:
+        return self.constants[name] if name in self.constants else self.checkpoint.load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self.checkpoint.params(), *self.constants))
+
+    def __len__(self) -> int:
+        return len(self.checkpoint.params()) + len(self.constants)
+
+
+def error_and_formats(
+    name: str, table: Mapping[str, Any], pack: Packer, folder: Path
+) -> tuple[float, set[str]]:
+    plain = save_quantised(random_model(make_config(tiny(name))), folder, table, pack)
+    checkpoint = open_checkpoint(folder / "quantised")
+    traced = trace(checkpoint.config, MAX_MODEL_LEN)
+    weights = FolderWeights(checkpoint, traced.constants)
+    step = CompiledStep(traced.graph, weights, traced.constants, folder)
+    sequences = draw_sequences()
+    found = drive(step, sequences)
+    step.close()
+    model = AutoModelForCausalLM.from_pretrained(
+        plain, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    )
+    formats = {checkpoint.format_of(p) for p in checkpoint.params() if "layers" in p and "norm" not in p}
+    return relative_error(found, reference_logits(model, sequences)), formats
+
+
+CASES: dict[str, tuple[str, Mapping[str, Any], Packer, str]] = {
+    "gptq-llama": ("llama3.1", GPTQ, gptq_packer(4, 32, symmetric=True, act_order=False), "affine4g32s-f16"),
+    "gptq-act-order-mistral": (
+        "mistral", GPTQ | {"desc_act": True}, gptq_packer(3, 32, symmetric=False, act_order=True), "f32",
+    ),
+    "gptq-mixtral": ("mixtral", GPTQ, gptq_packer(2, 32, symmetric=False, act_order=False), "affine2g32m-f32"),
+    "gptq-8-qwen2": ("qwen1.5", GPTQ, gptq_packer(8, 32, symmetric=True, act_order=False), "affine8g32s-f16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case", [c if c == "gptq-llama" else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+)
+def test_compiled_folder_matches_the_dequantised_model(case: str, tmp_path: Path) -> None:
+    name, table, pack, format = CASES[case]
+    error, formats = error_and_formats(name, table, pack, tmp_path)
+    assert error <= TOLERANCE
+    assert format in formats
