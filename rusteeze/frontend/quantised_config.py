@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,6 +10,12 @@ from typing import Any, NoReturn
 from rusteeze.frontend.checkpoint_errors import CheckpointError
 
 _KEYS = ("quantization_config", "compression_config")
+_WORDS = {
+    "bits": "{} bits", "w_bit": "{} bits", "num_bits": "{} bits", "group_size": "group {}",
+    "q_group_size": "group {}", "desc_act": "act-order", "actorder": "act-order",
+    "bnb_4bit_quant_type": "{}", "weight_block_size": "blocks {}",
+}  # fmt: skip
+_MOST_WORDS = 8
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,19 @@ class QuantConfig:
     def description(self) -> str:
         """Method, bits, group and order of the columns, as far as they are stated: "gptq, 4 bits, group 128"."""
         words = [self.method[:40]]
-        for key, text in (("bits", "{} bits"), ("w_bit", "{} bits"), ("group_size", "group {}")):
-            if key in self.table:
-                words.append(text.format(str(self.table[key])[:12]))
-        if self.table.get("desc_act"):
-            words.append("act-order")
-        return ", ".join(words)
+        for table in (self.table, *self.schemes()):
+            for key, text in _WORDS.items():
+                if table.get(key) not in (None, False):
+                    words.append(text.format(str(table[key])[:12]))
+        return ", ".join(dict.fromkeys(words[:_MOST_WORDS]))
+
+    def schemes(self) -> Iterator[Mapping[str, Any]]:
+        """What compressed-tensors states of the weights of each group of layers."""
+        groups = self.table.get("config_groups")
+        for group in groups.values() if isinstance(groups, dict) else ():
+            weights = group.get("weights") if isinstance(group, dict) else None
+            if isinstance(weights, dict):
+                yield weights
 
 
 def quantisation_of(path: Path, table: Mapping[str, Any]) -> QuantConfig | None:

@@ -13,7 +13,7 @@ import numpy as np
 from rusteeze.frontend.bit_fields import unpack_fields, words_for
 from rusteeze.frontend.quantised_config import QuantConfig
 from rusteeze.frontend.quantised_grid import Grid
-from rusteeze.frontend.quantised_parts import Parts, stems
+from rusteeze.frontend.quantised_parts import Parts, regular_groups, stems
 from rusteeze.frontend.safetensors_file import SafetensorsModel
 from rusteeze.frontend.stored_weight import StoredWeight
 from rusteeze.weights import Weight
@@ -80,12 +80,3 @@ class _GptqWeight:
         if self.parts.config.table.get("desc_act"):
             self.parts.refuse(f"{self.parts.stem}.g_idx is missing, without which act-order is unknown")
         return regular_groups(self.parts, self.k, self.groups)
-
-
-def regular_groups(parts: Parts, k: int, groups: int) -> Array:
-    """The group of each of k columns: runs of the stated size; -1 is one group for all."""
-    size = parts.config.table.get("group_size", parts.config.table.get("q_group_size"))
-    size = k if size == -1 else size
-    if type(size) is not int or size < 1 or -(-k // size) != groups:
-        parts.refuse(f"{parts.stem} holds {groups} groups for {k} columns, which contradicts the stated group")
-    return np.arange(k) // size

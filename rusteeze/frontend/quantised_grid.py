@@ -31,7 +31,7 @@ class Grid:
     @property
     def layout(self) -> Format:
         """The format of ``weight``."""
-        run, zero = self._run(), self._zero()
+        run, zero = longest_run(self.column_group), self._zero()
         if not run or (zero is None and not self._is_exact()):
             return dense_format("f32")
         if zero is None:
@@ -51,16 +51,6 @@ class Grid:
         scale = scale.astype(np.float32)
         zero = self.zero if isinstance(self.zero, int) else self.zero[:, groups]
         return Affine(self.bits, layout.group, codes, scale, -(scale * zero).astype(np.float32))
-
-    def _run(self) -> int:
-        """The longest run of columns that share a group everywhere; 0 if there is none worth having."""
-        k = len(self.column_group)
-        for run in _RUNS:
-            if k % run == 0:
-                runs = self.column_group.reshape(-1, run)
-                if (runs == runs[:, :1]).all():
-                    return run
-        return 0
 
     def _zero(self) -> int | None:
         """The zero point of the whole weight, if it has one that is a code."""
@@ -85,3 +75,13 @@ class Grid:
             np.subtract(codes[rows], zero, out=out[rows], dtype=np.float32, casting="unsafe")
             out[rows] *= self.scale[rows].astype(np.float32)[:, self.column_group]
         return out
+
+
+def longest_run(column_group: Array) -> int:
+    """The longest run of columns that share a group everywhere; 0 if there is none worth having."""
+    for run in _RUNS:
+        if len(column_group) % run == 0:
+            runs = column_group.reshape(-1, run)
+            if (runs == runs[:, :1]).all():
+                return run
+    return 0

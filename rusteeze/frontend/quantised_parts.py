@@ -79,3 +79,12 @@ class Parts:
 def stems(stored: SafetensorsModel, suffix: str) -> list[str]:
     """What stands before that suffix in the names of tensors."""
     return [name.removesuffix(suffix) for name in stored.home if name.endswith(suffix)]
+
+
+def regular_groups(parts: Parts, k: int, groups: int) -> Array:
+    """The group of each of k columns: runs of the stated size; -1 is one group for all."""
+    size = parts.config.table.get("group_size", parts.config.table.get("q_group_size"))
+    size = k if size == -1 else size
+    if type(size) is not int or size < 1 or -(-k // size) != groups:
+        parts.refuse(f"{parts.stem} holds {groups} groups for {k} columns, which contradicts the stated group")
+    return np.arange(k) // size

@@ -20,7 +20,17 @@ from harness import (
     reference_logits,
     relative_error,
 )
-from quantised_folders import Packer, gptq_packer, save_quantised
+from quantised_folders import (
+    Packer,
+    awq_packer,
+    bitsandbytes_packer,
+    compressed_packer,
+    compressed_table,
+    float8_packer,
+    gptq_packer,
+    mxfp4_packer,
+    save_quantised,
+)
 from transformers import AutoModelForCausalLM
 
 from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
@@ -29,6 +39,13 @@ from rusteeze.weights import Weight
 
 TOLERANCE = 1e-4  # of the largest logit
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}
+BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+NF4, FP4 = bitsandbytes_packer("nf4", nested=True), bitsandbytes_packer("fp4")
+FP8 = {"quant_method": "fp8", "weight_block_size": [48, 40]}
+FLOAT = compressed_table("float-quantized", num_bits=8, type="float", strategy="channel")
+INT4 = compressed_table("pack-quantized", num_bits=4, type="int", group_size=32, strategy="group")
+MXFP4 = {"quant_method": "mxfp4"}
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +72,8 @@ class FolderWeights(Mapping[str, Any]):
 def error_and_formats(
     name: str, table: Mapping[str, Any], pack: Packer, folder: Path
 ) -> tuple[float, set[str]]:
-    plain = save_quantised(random_model(make_config(tiny(name))), folder, table, pack)
+    model = random_model(make_config(tiny(name)))
+    plain = save_quantised(model, folder, table, pack, rank=3 if table is MXFP4 else 2)
     checkpoint = open_checkpoint(folder / "quantised")
     traced = trace(checkpoint.config, MAX_MODEL_LEN)
     weights = FolderWeights(checkpoint, traced.constants)
@@ -77,6 +95,9 @@ CASES: dict[str, tuple[str, Mapping[str, Any], Packer, str]] = {
     ),
     "gptq-mixtral": ("mixtral", GPTQ, gptq_packer(2, 32, symmetric=False, act_order=False), "affine2g32m-f32"),
     "gptq-8-qwen2": ("qwen1.5", GPTQ, gptq_packer(8, 32, symmetric=True, act_order=False), "affine8g32s-f16"),
+    "awq-llama": ("llama2-gqa", AWQ, awq_packer(32), "affine4g32m-f32"),
+    "awq-mistral": ("mistral", AWQ, awq_packer(32), "affine4g32m-f32"),
+    "awq-mixtral": ("mixtral", AWQ, awq_packer(32), "affine4g32m-f32"),
 }  # fmt: skip
 
 
@@ -85,6 +106,10 @@ CASES: dict[str, tuple[str, Mapping[str, Any], Packer, str]] = {
 )
 def test_compiled_folder_matches_the_dequantised_model(case: str, tmp_path: Path) -> None:
     name, table, pack, format = CASES[case]
+    if table is BNB:
+        pytest.importorskip("bitsandbytes")
+    if table is INT4:
+        pytest.importorskip("compressed_tensors")
     error, formats = error_and_formats(name, table, pack, tmp_path)
     assert error <= TOLERANCE
     assert format in formats

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from gguf_samples import tiny_model
 from packed_samples import digest, samples, tensors_of
 from quantised_folders import gptq_packer, save_quantised
-from safetensors.torch import load_file, save_file
+from quantised_reading import assert_decodes, assert_refused, read
 from test_checkpoint import edit_json, edit_weights
 
 from rusteeze.frontend.checkpoint import open_checkpoint
 from rusteeze.frontend.checkpoint_errors import CheckpointError
-from rusteeze.frontend.quantised import read_weights
-from rusteeze.frontend.quantised_config import QuantConfig
-from rusteeze.frontend.safetensors_file import open_safetensors_model
 
 torch.set_num_threads(1)
 TABLE = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
 LAYER = "model.layers.0.mlp.up_proj"
 
 
-def read(tmp_path, tensors, method="gptq", **table):
-    """Weights of a folder that holds tensors of one module, "m"."""
-    save_file({f"m.{name}": t.contiguous() for name, t in tensors.items()}, tmp_path / "model.safetensors")
-    config = QuantConfig(tmp_path / "config.json", method, table)
-    return read_weights(open_safetensors_model(tmp_path), config)
-
-
 @pytest.mark.parametrize("sample", samples("gptq"), ids=lambda s: f"{s['bits']}-{s['act_order']}")
 def test_what_auto_gptq_packs_and_unpacks(sample, tmp_path):
-    weight = read(tmp_path, tensors_of(sample), group_size=64)["m.weight"]
+    weight = read(tmp_path, "gptq", tensors_of(sample), group_size=64)["m.weight"]
     assert digest(weight.load()) == sample["weight_sha256"]
     assert weight.load().format == weight.format
     assert weight.format == ("f32" if sample["act_order"] else f"affine{sample['bits']}g32m-f32")
@@ -55,11 +44,7 @@ CASES = [
 def test_folders_decode_to_the_numbers_they_stand_for(bits, symmetric, version, act_order, tmp_path):
     packer = gptq_packer(bits, 32, symmetric=symmetric, act_order=act_order, version=version)
     folder = folder_of(tmp_path, packer, bits=bits, checkpoint_format="gptq" if version == 1 else "gptq_v2")
-    checkpoint = open_checkpoint(folder)
-    for name, tensor in load_file(tmp_path / "plain/model.safetensors").items():
-        weight = checkpoint.load(name)
-        np.testing.assert_array_equal(weight.to_f32(), tensor.numpy(), err_msg=name)
-        assert weight.format == checkpoint.format_of(name)
+    checkpoint = assert_decodes(folder)
     kind = f"affine{bits}g32" + ("s-f16" if symmetric else "m-f32")
     assert checkpoint.format_of(f"{LAYER}.weight") == ("f32" if act_order else kind)
     assert checkpoint.format_of("model.embed_tokens.weight") == "f32"
@@ -68,22 +53,22 @@ def test_folders_decode_to_the_numbers_they_stand_for(bits, symmetric, version, 
 def test_groups_in_another_order_are_no_reason_to_give_up_the_codes(tmp_path):
     sample = tensors_of(samples("gptq")[0])
     sample["g_idx"] = sample["g_idx"].flip(0)  # a run of 32, then one of 64
-    assert read(tmp_path, sample)["m.weight"].format == "affine2g32m-f32"
+    assert read(tmp_path, "gptq", sample)["m.weight"].format == "affine2g32m-f32"
 
 
 def test_runs_too_short_for_a_kernel_become_plain(tmp_path):
     sample = tensors_of(samples("gptq")[0])
     sample["g_idx"] = (torch.arange(96) // 8 % 2).int()
-    assert read(tmp_path, sample)["m.weight"].format == "f32"
+    assert read(tmp_path, "gptq", sample)["m.weight"].format == "f32"
 
 
 def test_without_an_index_the_group_is_that_of_the_config(tmp_path):
     sample = samples("gptq")[4]
     tensors = tensors_of(sample)
     del tensors["g_idx"]
-    assert digest(read(tmp_path, tensors, group_size=64)["m.weight"].load()) == sample["weight_sha256"]
+    assert digest(read(tmp_path, "gptq", tensors, group_size=64)["m.weight"].load()) == sample["weight_sha256"]
     with pytest.raises(CheckpointError, match="2 groups for 96 columns"):
-        _ = read(tmp_path, tensors, group_size=-1)["m.weight"].format
+        _ = read(tmp_path, "gptq", tensors, group_size=-1)["m.weight"].format
 
 
 def test_zero_biases_that_packers_add_are_passed_over(tmp_path):
@@ -122,11 +107,7 @@ def test_hostile_tensors(name, tmp_path):
     edit, words = HOSTILE[name]
     folder = folder_of(tmp_path, gptq_packer(4, 32, symmetric=True, act_order=False))
     edit_weights(folder, edit)
-    with pytest.raises(CheckpointError, match=words) as caught:
-        checkpoint = open_checkpoint(folder)
-        checkpoint.params()
-        checkpoint.load(f"{LAYER}.weight")
-    assert "\n" not in str(caught.value)
+    assert_refused(folder, f"{LAYER}.weight", words)
 
 
 @pytest.mark.parametrize(
