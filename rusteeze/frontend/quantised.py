@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from rusteeze.frontend.quantised_awq import awq_weights
+from rusteeze.frontend.quantised_bitsandbytes import bitsandbytes_weights
 from rusteeze.frontend.quantised_config import QuantConfig
 from rusteeze.frontend.quantised_gptq import gptq_weights
 from rusteeze.frontend.safetensors_file import SafetensorsModel
@@ -20,6 +21,7 @@ Method = Callable[[SafetensorsModel, QuantConfig], dict[str, StoredWeight]]
 METHODS: Mapping[str, Method] = {
     "gptq": gptq_weights,
     "awq": awq_weights,
+    "bitsandbytes": bitsandbytes_weights,
 }
 
 

@@ -98,6 +98,12 @@ CASES: dict[str, tuple[str, Mapping[str, Any], Packer, str]] = {
     "awq-llama": ("llama2-gqa", AWQ, awq_packer(32), "affine4g32m-f32"),
     "awq-mistral": ("mistral", AWQ, awq_packer(32), "affine4g32m-f32"),
     "awq-mixtral": ("mixtral", AWQ, awq_packer(32), "affine4g32m-f32"),
+    "nf4-llama": ("llama3.1", BNB, NF4, "codebook4g64-f32"),
+    "fp4-qwen2": ("qwen1.5", BNB, FP4, "codebook4g64-f32"),
+    "nf4-mixtral": ("mixtral", BNB, NF4, "codebook4g64-f32"),
+    "int8-llama": ("llama3.1", BNB, bitsandbytes_packer("int8"), "affine8g64s-f32"),
+    "int8-mistral": ("mistral", BNB, bitsandbytes_packer("int8"), "affine8g64s-f32"),
+    "int8-mixtral": ("mixtral", BNB, bitsandbytes_packer("int8"), "affine8g64s-f32"),
 }  # fmt: skip
 
 
