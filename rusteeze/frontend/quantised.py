@@ -12,6 +12,7 @@ from functools import partial
 from rusteeze.frontend.quantised_awq import awq_weights
 from rusteeze.frontend.quantised_bitsandbytes import bitsandbytes_weights
 from rusteeze.frontend.quantised_config import QuantConfig
+from rusteeze.frontend.quantised_fp8 import fbgemm_weights, fp8_weights
 from rusteeze.frontend.quantised_gptq import gptq_weights
 from rusteeze.frontend.safetensors_file import SafetensorsModel
 from rusteeze.frontend.stored_weight import StoredWeight
@@ -22,6 +23,8 @@ METHODS: Mapping[str, Method] = {
     "gptq": gptq_weights,
     "awq": awq_weights,
     "bitsandbytes": bitsandbytes_weights,
+    "fp8": fp8_weights,
+    "fbgemm_fp8": fbgemm_weights,
 }
 
 

@@ -104,6 +104,11 @@ CASES: dict[str, tuple[str, Mapping[str, Any], Packer, str]] = {
     "int8-llama": ("llama3.1", BNB, bitsandbytes_packer("int8"), "affine8g64s-f32"),
     "int8-mistral": ("mistral", BNB, bitsandbytes_packer("int8"), "affine8g64s-f32"),
     "int8-mixtral": ("mixtral", BNB, bitsandbytes_packer("int8"), "affine8g64s-f32"),
+    "fp8-llama": ("llama3.1", FP8, float8_packer(".weight_scale_inv", 48, 40), "f32"),
+    "fp8-powers-mixtral": ("mixtral", FP8, float8_packer(".weight_scale_inv", 48, 40, powers=True), "bf16"),
+    "fbgemm-mistral": (
+        "mistral", {"quant_method": "fbgemm_fp8"}, float8_packer(".weight_scale", 1, None), "f32",
+    ),
 }  # fmt: skip
 
 
