@@ -11,6 +11,7 @@ from functools import partial
 
 from rusteeze.frontend.quantised_awq import awq_weights
 from rusteeze.frontend.quantised_bitsandbytes import bitsandbytes_weights
+from rusteeze.frontend.quantised_compressed import compressed_weights
 from rusteeze.frontend.quantised_config import QuantConfig
 from rusteeze.frontend.quantised_fp8 import fbgemm_weights, fp8_weights
 from rusteeze.frontend.quantised_gptq import gptq_weights
@@ -25,6 +26,7 @@ METHODS: Mapping[str, Method] = {
     "bitsandbytes": bitsandbytes_weights,
     "fp8": fp8_weights,
     "fbgemm_fp8": fbgemm_weights,
+    "compressed-tensors": compressed_weights,
 }
 
 

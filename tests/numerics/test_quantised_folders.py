@@ -109,6 +109,10 @@ CASES: dict[str, tuple[str, Mapping[str, Any], Packer, str]] = {
     "fbgemm-mistral": (
         "mistral", {"quant_method": "fbgemm_fp8"}, float8_packer(".weight_scale", 1, None), "f32",
     ),
+    "float8-qwen2": ("qwen1.5", FLOAT, float8_packer(".weight_scale", 1, None), "f32"),
+    "packed-llama": ("llama3.1", INT4, compressed_packer(4, 32, symmetric=True), "affine4g32s-f32"),
+    "packed-qwen2": ("qwen1.5", INT4, compressed_packer(4, 32, symmetric=False), "affine4g32m-f32"),
+    "packed-mixtral": ("mixtral", INT4, compressed_packer(4, 32, symmetric=False), "affine4g32m-f32"),
 }  # fmt: skip
 
 
