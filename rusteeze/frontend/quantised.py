@@ -15,6 +15,7 @@ from rusteeze.frontend.quantised_compressed import compressed_weights
 from rusteeze.frontend.quantised_config import QuantConfig
 from rusteeze.frontend.quantised_fp8 import fbgemm_weights, fp8_weights
 from rusteeze.frontend.quantised_gptq import gptq_weights
+from rusteeze.frontend.quantised_mxfp4 import mxfp4_weights
 from rusteeze.frontend.safetensors_file import SafetensorsModel
 from rusteeze.frontend.stored_weight import StoredWeight
 
@@ -27,6 +28,7 @@ METHODS: Mapping[str, Method] = {
     "fp8": fp8_weights,
     "fbgemm_fp8": fbgemm_weights,
     "compressed-tensors": compressed_weights,
+    "mxfp4": mxfp4_weights,
 }
 
 

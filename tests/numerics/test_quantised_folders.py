@@ -113,6 +113,7 @@ CASES: dict[str, tuple[str, Mapping[str, Any], Packer, str]] = {
     "packed-llama": ("llama3.1", INT4, compressed_packer(4, 32, symmetric=True), "affine4g32s-f32"),
     "packed-qwen2": ("qwen1.5", INT4, compressed_packer(4, 32, symmetric=False), "affine4g32m-f32"),
     "packed-mixtral": ("mixtral", INT4, compressed_packer(4, 32, symmetric=False), "affine4g32m-f32"),
+    "mxfp4-gpt-oss": ("gpt-oss", MXFP4, mxfp4_packer(), "bf16"),
 }  # fmt: skip
 
 
