@@ -47,7 +47,7 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "negative length": ({"max_position_embeddings": -1}, "max_position_embeddings -1"),
     "unknown activation": ({"hidden_act": "nonesuch"}, "nonesuch"),
     "unknown rotation": ({"rope_parameters": {"rope_type": "nonesuch", "rope_theta": 1.0}}, "nonesuch"),
-    "quantised": ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+    "quantised": ({"quantization_config": {"quant_method": "hqq"}}, "hqq): this method is not supported"),
 }  # fmt: skip
 
 BAD_INDEXES: dict[str, tuple[str, str]] = {
