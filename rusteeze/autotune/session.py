@@ -18,7 +18,7 @@ from rusteeze.artifact.tuned import processor, user_table
 from rusteeze.autotune.open_artifact import OpenArtifact
 from rusteeze.autotune.race import Time
 from rusteeze.autotune.search import Found, Search
-from rusteeze.codegen.cpu.build import build_library
+from rusteeze.codegen.cpu.build import build_library, code_hash
 from rusteeze.codegen.cpu.candidates import changes
 from rusteeze.codegen.cpu.isa import ALL, Isa
 from rusteeze.codegen.cpu.lowering import Kernel, Tunable
@@ -106,12 +106,15 @@ class Session:
             def timed(schedule: Schedule) -> Time:
                 return self._timed(task.tunable, schedule, work, Path(folder))
 
+            def code(schedule: Schedule) -> int:
+                return code_hash(_candidate(task.tunable, schedule), self.isa)
+
             key = task.tunable.key
-            steps = tuple(changes(key, self.isa))
-            return Search(fallback(self.isa, key.activation), steps, task.rows, timed, deadline).run(first)
+            usual, steps = fallback(self.isa, key.activation), tuple(changes(key, self.isa))
+            return Search(usual, steps, task.rows, timed, code, deadline).run(first)
 
     def _timed(self, tunable: Tunable, schedule: Schedule, work: Work, folder: Path) -> Time:
-        kernel = Kernel("candidate", lambda k, _isa: tunable.emit(k, schedule))
+        kernel = _candidate(tunable, schedule)
         place = Path(tempfile.mkdtemp(dir=folder))
         library = Library(build_library({kernel.name: kernel}, self.isa, place))
         address = library.address(kernel.name)
@@ -132,6 +135,10 @@ class Session:
         return Entry(
             key, self.isa.name, processor(), self._timer.num_threads, found.finished, found.schedule, measured
         )  # fmt: skip
+
+
+def _candidate(tunable: Tunable, schedule: Schedule) -> Kernel:
+    return Kernel("candidate", lambda k, _isa: tunable.emit(k, schedule))
 
 
 def tasks_of(artifact: OpenArtifact, shares: dict[str, float]) -> list[Task]:
