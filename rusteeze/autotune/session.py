@@ -144,11 +144,11 @@ def _candidate(tunable: Tunable, schedule: Schedule) -> Kernel:
 def tasks_of(artifact: OpenArtifact, shares: dict[str, float]) -> list[Task]:
     """What there is to tune, the largest share first. ``shares``: of a step, by the kernels' names."""
     kernels: dict[MatmulKey, list[Kernel]] = {}
-    for kernel in artifact.lowered().kernels.values():
+    for kernel in artifact.as_compiled().kernels.values():
         if kernel.tunable:
             kernels.setdefault(kernel.tunable.key, []).append(kernel)
     tasks = [_task(artifact, same, shares) for same in kernels.values()]
-    return sorted((t for t in tasks if t.calls), key=lambda t: t.share, reverse=True)
+    return sorted(tasks, key=lambda t: t.share, reverse=True)
 
 
 def _task(artifact: OpenArtifact, same: list[Kernel], shares: dict[str, float]) -> Task:
@@ -156,6 +156,7 @@ def _task(artifact: OpenArtifact, same: list[Kernel], shares: dict[str, float]) 
     calls = {k.name: tuple(c for c in artifact.plan.calls if c.kernel == k.name) for k in same}
     chosen = max(same, key=lambda k: len(calls[k.name]))
     assert chosen.tunable
+    assert calls[chosen.name], f"the plan does not call {chosen.name}"
     logits = all(c.cost.space == "R" for c in calls[chosen.name])
     share = sum(shares.get(k.name, 0.0) for k in same)
     return Task(chosen.tunable, calls[chosen.name], LOGITS_ROWS if logits else ROWS, share)
