@@ -26,7 +26,12 @@ from rusteeze.artifact.tuned import TUNING, fingerprint, processor, user_table
 from rusteeze.codegen.cpu.build import LibraryBuilds
 from rusteeze.codegen.cpu.isa import ALL, Isa
 from rusteeze.codegen.cpu.lower import Lowered, LoweringOptions, lower
-from rusteeze.codegen.cpu.tuning_table import encode_table, tables_for, used_entries
+from rusteeze.codegen.cpu.tuning_table import (
+    ProcessorTable,
+    encode_table,
+    tables_for,
+    used_entries,
+)
 from rusteeze.codegen.statics import Statics, plain
 from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
@@ -86,7 +91,7 @@ def _build(
     activations = choose_activations(graph, options)
     optimize(graph, traced.constants, activations, observer)
     progress("generating kernels", 0.45)
-    lowered = lower_for_host(graph, activations, max_model_len)
+    lowered = lower_for_host(graph, activations, max_model_len, known_schedules())
     with building(lowered, folder, options.jobs, observer):
         write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
     (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
@@ -104,9 +109,15 @@ def optimize(
     run_passes(graph, passes, observer)
 
 
-def lower_for_host(graph: Graph, activations: str, max_model_len: int) -> Lowered:
-    """Kernels and plan for this kind of machine, with the schedules that were measured on its processor."""
-    tables = tables_for(processor(), user_table())
+def known_schedules() -> tuple[ProcessorTable, ...]:
+    """What was measured on this processor."""
+    return tables_for(processor(), user_table())
+
+
+def lower_for_host(
+    graph: Graph, activations: str, max_model_len: int, tables: tuple[ProcessorTable, ...]
+) -> Lowered:
+    """Kernels and plan for this kind of machine, with the schedules in ``tables``."""
     options = LoweringOptions(cache_dtype(activations), max_model_len, host_isas(), tables)
     return lower(graph, options)
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from rusteeze.artifact.contract import Plan, decode_plan
 from rusteeze.artifact.store import Manifest, member, verify
+from rusteeze.artifact.tuned import TUNING
 from rusteeze.codegen.cpu.lower import Lowered
-from rusteeze.compiler import building, lower_for_host
+from rusteeze.codegen.cpu.tuning_table import ProcessorTable, read_table
+from rusteeze.compiler import building, known_schedules, lower_for_host
 from rusteeze.errors import UserError
 from rusteeze.ir import parse
 from rusteeze.observe import Observer
@@ -22,7 +24,7 @@ from rusteeze.version import compiler_version
 
 
 class OpenArtifact:
-    """``plan`` and ``weights`` as compiled, ``kernels`` as code generation would make them now.
+    """``plan`` and ``weights`` as compiled.
 
     UserError when another version of the compiler made it."""
 
@@ -34,16 +36,20 @@ class OpenArtifact:
         self.plan: Plan = decode_plan(member(path, self.manifest, "plan.json").read_bytes())
         self.weights = WeightFile(member(path, self.manifest, "weights.safetensors"))
 
-    def lowered(self) -> Lowered:
-        """With the schedules that are known by now."""
+    def as_compiled(self) -> Lowered:
+        """With the schedules that travel in it: its kernels have the names that the plan calls."""
+        return self._lowered((read_table(member(self.path, self.manifest, TUNING)).anywhere(),))
+
+    def _lowered(self, tables: tuple[ProcessorTable, ...]) -> Lowered:
         graph = parse(member(self.path, self.manifest, "graph.ir").read_text(encoding="utf-8"))
-        return lower_for_host(graph, str(self.manifest.facts["activations"]), self.plan.max_model_len)
+        activations = str(self.manifest.facts["activations"])
+        return lower_for_host(graph, activations, self.plan.max_model_len, tables)
 
     def rebuilt(self) -> Callable[[Path], None]:
-        """Writes this artifact with new kernels into a folder."""
+        """Writes this artifact into a folder, with kernels of the schedules that are known by now."""
 
         def build(folder: Path) -> None:
-            lowered = self.lowered()
+            lowered = self._lowered(known_schedules())
             with building(lowered, folder, None, Observer.from_environment()):
                 for name in self.manifest.files:
                     if not (folder / name).exists() and not name.startswith("cpu/"):

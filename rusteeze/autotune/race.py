@@ -20,6 +20,8 @@ TOLERANCE = 0.02
 
 Time = Callable[[int], float]
 """number of rows → seconds of one run"""
+Side = tuple[Time, list[float]]
+"""and where its times go"""
 
 
 @dataclass
@@ -61,13 +63,21 @@ def race(old: Time, new: Time, rows: Sequence[int]) -> list[Pairs]:
     found = [Pairs(n) for n in rows]
     for number in range(MOST):
         for pairs in found:
-            sides = [(old, pairs.old), (new, pairs.new)]
-            for time, times in sides if number % 2 else reversed(sides):
-                times.append(time(pairs.rows))
+            outer, inner = ((old, pairs.old), (new, pairs.new))[:: 1 if number % 2 else -1]
+            _add_pair(pairs.rows, outer, inner)
         done = number + 1
         if (done >= FEWEST and hopeless(found)) or (done >= ENOUGH and wins(found)):
             break
     return found
+
+
+def _add_pair(rows: int, outer: Side, inner: Side) -> None:
+    """One time of each, the better of two in the order outer, inner, inner, outer: whoever comes first finds
+    caches as something else left them, and what disturbs a run adds to it."""
+    (first, firsts), (second, seconds) = outer, inner
+    before, a, b, after = first(rows), second(rows), second(rows), first(rows)
+    firsts.append(min(before, after))
+    seconds.append(min(a, b))
 
 
 def wins(found: Sequence[Pairs]) -> bool:

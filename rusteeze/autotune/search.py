@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from rusteeze.autotune.race import Pairs, Time, race, wins
@@ -36,19 +36,22 @@ class Found:
 
 @dataclass
 class Search:
-    """Over the changes of one kernel, until ``deadline`` on ``clock``."""
+    """Over the changes of one kernel, until ``deadline`` on ``clock``. ``code``: equal for schedules that
+    make the same kernel, which need no race."""
 
     fallback: Schedule
     changes: Sequence[Change]
     rows: Sequence[int]
     timed: Timed
+    code: Callable[[Schedule], Hashable]
     deadline: float
     clock: Clock = time.perf_counter
     _built: dict[Schedule, Time] = field(default_factory=dict)
 
     def run(self, first: Schedule | None = None) -> Found:
         """From the fallback, or from what an earlier search ended with."""
-        best, tried, finished = first or self.fallback, {self.fallback}, True
+        best, finished = first or self.fallback, True
+        tried = {self.code(self.fallback), self.code(best)}
         # an earlier search's winner may differ anywhere
         touched = set(self.rows) if best != self.fallback else set()
         for change in self.changes:
@@ -56,9 +59,10 @@ class Search:
                 finished = False
                 break
             candidate = change.apply(best)
-            if candidate in tried:
+            code = self.code(candidate)
+            if code in tried:
                 continue
-            tried.add(candidate)
+            tried.add(code)
             rows = [n for n in self.rows if change.rows is None or n in change.rows]
             if rows and self._is_better(candidate, best, rows):
                 best = candidate

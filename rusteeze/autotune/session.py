@@ -18,7 +18,7 @@ from rusteeze.artifact.tuned import processor, user_table
 from rusteeze.autotune.open_artifact import OpenArtifact
 from rusteeze.autotune.race import Time
 from rusteeze.autotune.search import Found, Search
-from rusteeze.codegen.cpu.build import build_library
+from rusteeze.codegen.cpu.build import build_library, code_hash
 from rusteeze.codegen.cpu.candidates import changes
 from rusteeze.codegen.cpu.isa import ALL, Isa
 from rusteeze.codegen.cpu.lowering import Kernel, Tunable
@@ -106,12 +106,15 @@ class Session:
             def timed(schedule: Schedule) -> Time:
                 return self._timed(task.tunable, schedule, work, Path(folder))
 
+            def code(schedule: Schedule) -> int:
+                return code_hash(_candidate(task.tunable, schedule), self.isa)
+
             key = task.tunable.key
-            steps = tuple(changes(key, self.isa))
-            return Search(fallback(self.isa, key.activation), steps, task.rows, timed, deadline).run(first)
+            usual, steps = fallback(self.isa, key.activation), tuple(changes(key, self.isa))
+            return Search(usual, steps, task.rows, timed, code, deadline).run(first)
 
     def _timed(self, tunable: Tunable, schedule: Schedule, work: Work, folder: Path) -> Time:
-        kernel = Kernel("candidate", lambda k, _isa: tunable.emit(k, schedule))
+        kernel = _candidate(tunable, schedule)
         place = Path(tempfile.mkdtemp(dir=folder))
         library = Library(build_library({kernel.name: kernel}, self.isa, place))
         address = library.address(kernel.name)
@@ -134,14 +137,18 @@ class Session:
         )  # fmt: skip
 
 
+def _candidate(tunable: Tunable, schedule: Schedule) -> Kernel:
+    return Kernel("candidate", lambda k, _isa: tunable.emit(k, schedule))
+
+
 def tasks_of(artifact: OpenArtifact, shares: dict[str, float]) -> list[Task]:
     """What there is to tune, the largest share first. ``shares``: of a step, by the kernels' names."""
     kernels: dict[MatmulKey, list[Kernel]] = {}
-    for kernel in artifact.lowered().kernels.values():
+    for kernel in artifact.as_compiled().kernels.values():
         if kernel.tunable:
             kernels.setdefault(kernel.tunable.key, []).append(kernel)
     tasks = [_task(artifact, same, shares) for same in kernels.values()]
-    return sorted((t for t in tasks if t.calls), key=lambda t: t.share, reverse=True)
+    return sorted(tasks, key=lambda t: t.share, reverse=True)
 
 
 def _task(artifact: OpenArtifact, same: list[Kernel], shares: dict[str, float]) -> Task:
@@ -149,6 +156,7 @@ def _task(artifact: OpenArtifact, same: list[Kernel], shares: dict[str, float]) 
     calls = {k.name: tuple(c for c in artifact.plan.calls if c.kernel == k.name) for k in same}
     chosen = max(same, key=lambda k: len(calls[k.name]))
     assert chosen.tunable
+    assert calls[chosen.name], f"the plan does not call {chosen.name}"
     logits = all(c.cost.space == "R" for c in calls[chosen.name])
     share = sum(shares.get(k.name, 0.0) for k in same)
     return Task(chosen.tunable, calls[chosen.name], LOGITS_ROWS if logits else ROWS, share)

@@ -37,6 +37,13 @@ def answer(model: Path) -> str:
     return result.stdout.splitlines()[0]
 
 
+def in_a_process(*arguments: str | Path) -> str:
+    """What a process of its own prints: this one may have loaded another library under an artifact's name."""
+    done = subprocess.run(python_rusteeze(*arguments), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_an_artifact_is_compiled_anew_in_its_place(artifact: Path) -> None:
     before, answered = read_manifest(artifact), answer(artifact)
     facts = tune(artifact, "2s")
@@ -46,7 +53,8 @@ def test_an_artifact_is_compiled_anew_in_its_place(artifact: Path) -> None:
     assert after.files["weights.safetensors"] == before.files["weights.safetensors"]
     assert [s["step"] for s in facts["steps"]] == ["decode 1", "decode 8", "decode 32", "prefill 64"]
     assert all(s["before_ms"] > 0 and s["after_ms"] > 0 for s in facts["steps"])
-    assert answer(artifact) == answered
+    told = in_a_process("generate", artifact, "-p", "abc", "--max-tokens", "12")
+    assert told.splitlines()[0] == answered
     # what travels with it is what was found for its kernels
     entries = read_table(user_table()).entries
     assert entries
@@ -81,13 +89,27 @@ def test_a_model_is_compiled_and_cached_with_what_was_found(sound_folder: Path) 
     assert len(cache.entries()) == len(before), "the tuned artifact should have been found"
 
 
+def test_an_artifact_that_was_tuned_is_tuned_again(artifact: Path) -> None:
+    """Its kernels have other names by then, and the library in its place other kernels."""
+    tune(artifact, "1s")
+    table = read_table(user_table())
+    for tiles in ((2, 1), (3, 1)):
+        for entry in table.entries:
+            changed = replace(entry, finished=True, schedule=replace(entry.schedule, row_tiles=tiles))
+            table = table.updated(changed)
+        write_table(user_table(), table)
+        facts = json.loads(in_a_process("autotune", artifact, "--budget", "1s", "--json"))
+        assert len([k for k in facts["kernels"] if k["skipped"]]) == len(table.entries)
+        assert set(table.entries) <= set(read_table(artifact / "tuning.json").entries)
+
+
 def test_finished_kernels_are_skipped(artifact: Path) -> None:
     table = user_table()
     facts = tune(artifact, "2s")
     entries = read_table(table).entries
     first = replace(entries[0], finished=True)
     write_table(table, TuningTable(entries=(first, *entries[1:])))
-    again = tune(artifact, "1s")
+    again = json.loads(in_a_process("autotune", artifact, "--budget", "1s", "--json"))
     (skipped,) = [k for k in again["kernels"] if k["name"] == facts["kernels"][0]["name"]]
     assert (skipped["skipped"], skipped["tried"]) == (True, 0)
     assert first in read_table(table).entries
@@ -107,7 +129,7 @@ def test_killed_at_any_moment_the_table_stays_valid(artifact: Path) -> None:
     killed = read_table(user_table()).entries
     assert killed
     verify(artifact, full=True)
-    facts = tune(artifact, "1s")
+    facts = json.loads(in_a_process("autotune", artifact, "--budget", "1s", "--json"))
     done = {k["name"] for k in facts["kernels"] if k["skipped"]}
     assert len(done) == sum(e.finished for e in killed)
     verify(artifact, full=True)

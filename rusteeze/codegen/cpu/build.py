@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
@@ -53,6 +54,11 @@ def emit_kernel(kernel: Kernel, isa: Isa) -> Any:
     k = Emitter(kernel.name)
     kernel.emit(k, isa)
     return k.finish()
+
+
+def code_hash(kernel: Kernel, isa: Isa) -> int:
+    """Equal for kernels of one name that compile to the same code."""
+    return int(tvm_ffi.structural_hash(emit_kernel(kernel, isa)))
 
 
 def _export(name: str, target: str, *arguments: str) -> Any:

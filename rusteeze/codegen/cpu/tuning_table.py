@@ -70,6 +70,10 @@ class TuningTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kept = [e for e in self.entries if e.place != entry.place]
         return TuningTable(self.schema, (*kept, entry))
 
+    def anywhere(self) -> ProcessorTable:
+        """Of an artifact's table, which is all of one processor: whichever that is."""
+        return ProcessorTable({(e.key, e.isa): e for e in self.entries})
+
     def on(self, processor: str) -> ProcessorTable:
         """What it says about one processor."""
         return ProcessorTable({(e.key, e.isa): e for e in self.entries if e.processor == processor})

@@ -42,6 +42,17 @@ def test_noise_alone_does_not_win() -> None:
     assert won <= 20
 
 
+def test_whoever_comes_first_is_not_blamed_for_it() -> None:
+    """Equal sides, where a run after another number of rows finds a cold cache."""
+    last = [0]
+
+    def time(rows: int) -> float:
+        cold, last[0] = last[0] != rows, rows
+        return 1.3 if cold else 1.0
+
+    assert all(p.ratios == [1.0] * len(p.ratios) for p in race(time, time, ROWS))
+
+
 def test_faster_here_and_slower_there_does_not_win() -> None:
     def mixed(rows: int) -> float:
         return rows * (1.04 if rows == 512 else 0.5)
@@ -82,11 +93,15 @@ class Machine:
 
         return seconds
 
+    def code(self, schedule: Schedule) -> Schedule:
+        """As if this kernel could not be made of wider blocks."""
+        return replace(schedule, block_tiles=1)
+
     def search(self, seconds: float, first: Schedule | None = None) -> Found:
         key = MatmulKey("affine4g32m-f16", "q8", 576, 4096, "store")
         deadline = self.now + seconds
         steps = tuple(changes(key, V4))
-        return Search(USUAL, steps, ROWS, self.timed, deadline, lambda: self.now).run(first)
+        return Search(USUAL, steps, ROWS, self.timed, self.code, deadline, lambda: self.now).run(first)
 
 
 BEST = replace(USUAL, prefetch_bytes_one_row=0, row_tiles=(8, 4, 1))
@@ -98,7 +113,8 @@ def test_the_search_finds_what_is_best() -> None:
     assert (found.schedule, found.finished) == (BEST, True)
     assert [p.rows for p in found.pairs] == list(ROWS)
     assert all(p.ratio == pytest.approx(0.72) for p in found.pairs)
-    assert len(machine.built) == len(set(machine.built)) == found.tried + 1
+    assert found.tried == len(machine.built) - 1
+    assert len({machine.code(s) for s in machine.built}) == len(machine.built), "equal kernels raced"
 
 
 def test_a_search_that_is_cut_short_says_so_and_goes_on_from_there() -> None:
@@ -122,12 +138,12 @@ def test_a_winner_that_loses_its_last_race_is_dropped() -> None:
     def timed(schedule: Schedule) -> Time:
         def seconds(rows: int) -> float:
             calls[schedule] = calls.get(schedule, 0) + 1
-            lucky = schedule != USUAL and calls[schedule] <= ENOUGH * len(ROWS)
+            lucky = schedule != USUAL and calls[schedule] <= 2 * ENOUGH * len(ROWS)
             return 0.5 if lucky else 1.0
 
         return seconds
 
     change = Change({"pass_bytes": 1 << 20})
-    found = Search(USUAL, [change], ROWS, timed, float("inf")).run()
-    assert calls[change.apply(USUAL)] > ENOUGH * len(ROWS)
+    found = Search(USUAL, [change], ROWS, timed, hash, float("inf")).run()
+    assert calls[change.apply(USUAL)] > 2 * ENOUGH * len(ROWS)
     assert (found.schedule, found.pairs) == (USUAL, [])

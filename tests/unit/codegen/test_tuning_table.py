@@ -13,7 +13,6 @@ from rusteeze.codegen.cpu.lower import LoweringOptions
 from rusteeze.codegen.cpu.lowering import Kernel, Tunable
 from rusteeze.codegen.cpu.schedule import MatmulKey, Schedule, fallback
 from rusteeze.codegen.cpu.tuning_table import (
-    PACKAGED,
     Entry,
     Measured,
     TableError,
@@ -115,10 +114,3 @@ def test_the_entries_that_were_used_travel(path: Path) -> None:
     kernels = [Kernel("k", lambda k, isa: None, Tunable(KEY, lambda k, s: None)), Kernel("l", lambda k, i: None)]
     assert used_entries(kernels, LoweringOptions(isas=(V3, V4), tables=tables)).entries == (ENTRY,)
     assert used_entries(kernels, LoweringOptions(isas=(V3,), tables=tables)).entries == ()
-
-
-def test_the_tables_of_the_package_can_be_read() -> None:
-    for table in sorted(PACKAGED.glob("*.json")):
-        entries = read_table(table).entries
-        assert entries
-        assert all(e.finished and e.measured for e in entries)
