@@ -82,7 +82,7 @@ def test_a_config_of_another_model(name: str, folder: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["no layers", "endless layers", "negative length", "unknown activation"]
+    "name", ["no layers", "endless layers", "negative length", "unknown activation", "quantised"]
 )
 def test_a_lone_config_that_makes_no_sense(name: str, folder: Path) -> None:
     changes, words = BAD_VALUES[name]
