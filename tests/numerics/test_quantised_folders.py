@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,14 @@ def test_rounded_activations_are_near(case: str, tmp_path: Path) -> None:
     name, table, pack, _ = CASES[case]
     error, _ = error_and_formats(name, table, pack, tmp_path, "int8")
     assert TOLERANCE < error <= 0.1
+
+
+@pytest.mark.parametrize("name", ["llama3.1", pytest.param("mixtral", marks=pytest.mark.slow)])
+def test_bits_that_differ_from_tensor_to_tensor(name: str, tmp_path: Path) -> None:
+    """Neighbours that would be joined (queries and keys, experts) cannot keep their codes together."""
+    packers = cycle(
+        gptq_packer(bits, 32, symmetric=bits == 4, act_order=bits == 3) for bits in (4, 8, 3, 2)
+    )
+    error, formats = error_and_formats(name, GPTQ, lambda weight: next(packers)(weight), tmp_path)
+    assert error <= TOLERANCE
+    assert {"f32", "affine4g32s-f16", "affine8g32m-f32", "affine2g32m-f32"} <= formats or name == "mixtral"
