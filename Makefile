@@ -24,6 +24,7 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)  ## Compile a small model and ask it for the capital of France
 	@model=$(MODEL) && $(BIN)/rusteeze -l info compile "$$model" && \
+	echo "the model: $$model" && \
 	$(BIN)/rusteeze generate "$$model" --chat --max-tokens 64 \
 	  --system "Answer in English, in one sentence." -p "What is the capital of France?"
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from rusteeze.artifact.contract import encode_plan
 from rusteeze.artifact.files import require_free_bytes
 from rusteeze.artifact.plan_text import plan_text
 from rusteeze.artifact.store import publish
+from rusteeze.artifact.tuned import TUNING, fingerprint, processor, user_table
 from rusteeze.codegen.cpu.build import LibraryBuilds
 from rusteeze.codegen.cpu.isa import ALL, Isa
 from rusteeze.codegen.cpu.lower import Lowered, LoweringOptions, lower
+from rusteeze.codegen.cpu.tuning_table import encode_table, tables_for, used_entries
 from rusteeze.codegen.statics import Statics, plain
 from rusteeze.config import CompileOptions
+from rusteeze.errors import UserError
 from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
 from rusteeze.frontend.trace import trace
 from rusteeze.ir import Graph, print_graph
@@ -50,7 +54,7 @@ def compile_model(
     Reuses a cached artifact of the same model and options. Errors of the rooms below pass through; all
     that a user can mend carry ``user_error``."""
     model = rusteeze.source.resolve(source)
-    key = rusteeze.source.key(model, options, compiler_version())
+    key = rusteeze.source.key(model, options, compiler_version(), fingerprint())
     facts: dict[str, Any] = {}
 
     def build(folder: Path) -> None:
@@ -71,7 +75,7 @@ def _build(
     # what is wrong with the files is told before any long work
     checkpoint.params()
     checkpoint.save_tokenizer(folder)
-    max_model_len = options.max_model_len or model_len(checkpoint.config)
+    max_model_len = model_len(checkpoint.config, options.max_model_len)
     progress("tracing", 0.05)
     traced = trace(checkpoint.config, max_model_len)
     weights = Weights(checkpoint, traced.constants, options.dtype)
@@ -82,14 +86,9 @@ def _build(
     activations = choose_activations(graph, options)
     optimize(graph, traced.constants, activations, observer)
     progress("generating kernels", 0.45)
-    isas = host_isas()
-    lowered = lower(graph, LoweringOptions(cache_dtype(activations), max_model_len, isas))
-    jobs = options.jobs or len(os.sched_getaffinity(0))
-    with LibraryBuilds(lowered.kernels, isas, folder / "cpu", jobs, observer):
+    lowered = lower_for_host(graph, activations, max_model_len)
+    with building(lowered, folder, options.jobs, observer):
         write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
-    (folder / "plan.json").write_bytes(encode_plan(lowered.plan))
-    if observer.folder:
-        observer.dump_as("plan.txt", plan_text(lowered.plan, lowered.statics.nbytes))
     (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
     facts |= describe(model, checkpoint, graph, lowered, activations)
 
@@ -105,11 +104,37 @@ def optimize(
     run_passes(graph, passes, observer)
 
 
-def model_len(config: Any) -> int:
-    """The longest sequence to compile for when the user does not say: the model's own limit, bounded."""
-    text = config.get_text_config()
-    own = getattr(text, "max_position_embeddings", None) or DEFAULT_MODEL_LEN
-    return min(int(own), LONGEST_MODEL_LEN)
+def lower_for_host(graph: Graph, activations: str, max_model_len: int) -> Lowered:
+    """Kernels and plan for this kind of machine, with the schedules that were measured on its processor."""
+    tables = tables_for(processor(), user_table())
+    options = LoweringOptions(cache_dtype(activations), max_model_len, host_isas(), tables)
+    return lower(graph, options)
+
+
+@contextmanager
+def building(
+    lowered: Lowered, folder: Path, jobs: int | None, observer: Observer
+) -> Iterator[None]:  # fmt: skip
+    """Write the plan, the schedules and, beside what the block does, the libraries into an artifact."""
+    (folder / "plan.json").write_bytes(encode_plan(lowered.plan))
+    (folder / TUNING).write_bytes(encode_table(used_entries(lowered.kernels.values(), lowered.options)))
+    if observer.folder:
+        observer.dump_as("plan.txt", plan_text(lowered.plan, lowered.statics.nbytes))
+    jobs = jobs or len(os.sched_getaffinity(0))
+    with LibraryBuilds(lowered.kernels, lowered.options.isas, folder / "cpu", jobs, observer):
+        yield
+
+
+def model_len(config: Any, asked: int | None = None) -> int:
+    """The longest sequence to compile for: what the user asks, else the model's own limit, bounded.
+
+    UserError for more positions than the model was made for: it would answer, but with nonsense."""
+    own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if asked is None:
+        return min(int(own or DEFAULT_MODEL_LEN), LONGEST_MODEL_LEN)
+    if own and asked > own:
+        raise UserError(f"max_model_len is {asked}; the model was made for {own} positions")
+    return asked
 
 
 @dataclass(frozen=True)

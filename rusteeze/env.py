@@ -76,6 +76,12 @@ def _log_level(text: str) -> str:
     return text.lower()
 
 
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise ValueError("expected a port from 0 to 65535")
+    return int(text)
+
+
 CACHE = Variable(
     "RUSTEEZE_CACHE", Path("~/.cache/rusteeze").expanduser(), _path,
     "folder of compiled artifacts and fetched models",
@@ -90,8 +96,17 @@ THREADS: Variable[int | None] = Variable(
 ISA: Variable[str | None] = Variable(
     "RUSTEEZE_ISA", None, str, "instruction set to use instead of the best one, for measuring"
 )
-LOG_LEVEL = Variable(
-    "RUSTEEZE_LOG_LEVEL", "warning", _log_level, "debug, info, warning or error, on stderr"
+PLAIN_LOG_LEVEL: Variable[str | None] = Variable(
+    "LOG_LEVEL", None, _log_level, "the same as RUSTEEZE_LOG_LEVEL, which beats it"
+)
+LOG_LEVEL: Variable[str | None] = Variable(
+    "RUSTEEZE_LOG_LEVEL", None, _log_level, "debug, info, warning or error, on stderr"
+)
+MODEL: Variable[str | None] = Variable("RUSTEEZE_MODEL", None, str, "what `serve` serves")
+HOST: Variable[str | None] = Variable("RUSTEEZE_HOST", None, str, "address that `serve` listens on")
+PORT: Variable[int | None] = Variable("RUSTEEZE_PORT", None, _port, "port that `serve` listens on")
+API_KEY: Variable[str | None] = Variable(
+    "RUSTEEZE_API_KEY", None, str, "the key that clients of `serve` must send"
 )
 DEBUG = Variable(
     "RUSTEEZE_DEBUG", 0, _debug_level,
@@ -108,5 +123,11 @@ HF_HUB_CACHE: Variable[Path | None] = Variable(
 )
 
 VARIABLES: tuple[Variable, ...] = (
-    CACHE, CACHE_LIMIT, THREADS, ISA, LOG_LEVEL, DEBUG, DUMP, HF_HOME, HF_HUB_CACHE
+    CACHE, CACHE_LIMIT, THREADS, ISA, LOG_LEVEL, PLAIN_LOG_LEVEL, DEBUG, DUMP, HF_HOME, HF_HUB_CACHE,
+    MODEL, HOST, PORT, API_KEY,
 )  # fmt: skip
+
+
+def log_level() -> str:
+    """The level that the environment asks for, or the default."""
+    return LOG_LEVEL.get() or PLAIN_LOG_LEVEL.get() or "warning"

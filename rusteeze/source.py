@@ -65,15 +65,17 @@ def resolve(model: str | Path) -> Source:
     raise UserError(f"{model}: no such file or folder, and not a Hugging Face id like org/name")
 
 
-def key(source: Source, options: CompileOptions, compiler_version: str) -> str:
+def key(source: Source, options: CompileOptions, compiler_version: str, tuning: str = "") -> str:
     """The name under which the artifact of ``source`` is cached: 32 hex digits.
 
     It covers the name, size, modification time and first MiB of each file, the options that decide
-    what is made, and the compiler. No environment variable enters it.
+    what is made, the compiler and a fingerprint of the schedules that it finds measured. No environment
+    variable enters it.
     """
     facts = {
         "key_version": KEY_VERSION,
         "compiler": compiler_version,
+        "tuning": tuning,
         "options": options.key_fields(),
         "files": [_fingerprint(path) for path in source.files()],
     }

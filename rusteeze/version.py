@@ -16,15 +16,21 @@ from rusteeze import __version__
 
 RUNTIME_PACKAGES = (
     "numpy", "tokenizers", "msgspec", "click", "rich", "minijinja", "filelock",
+    "starlette", "uvicorn", "httptools", "prometheus-client", "pyyaml", "llguidance",
 )  # fmt: skip
 COMPILE_PACKAGES = (
     "torch", "transformers", "gguf", "apache-tvm", "apache-tvm-ffi", "huggingface_hub", "accelerate",
 )  # fmt: skip
 
-# Source that decides what an artifact contains. A change here makes every cached artifact stale.
+# Source, and tables of schedules, that decide what an artifact contains. A change here makes every cached artifact stale.
 _COMPILER_SOURCES = (
     "ir", "weights", "frontend", "passes", "codegen", "artifact", "compiler.py"
 )  # fmt: skip
+
+
+def own_version() -> str:
+    """The version of the package."""
+    return __version__
 
 
 def versions() -> dict[str, str | None]:
@@ -55,4 +61,7 @@ def compiler_version() -> str:
 def _compiler_files(root: Path) -> Iterator[Path]:
     for name in _COMPILER_SOURCES:
         entry = root / name
-        yield from sorted(entry.rglob("*.py")) if entry.is_dir() else filter(Path.exists, [entry])
+        if entry.is_dir():
+            yield from sorted([*entry.rglob("*.py"), *entry.rglob("*.json")])
+        else:
+            yield from filter(Path.exists, [entry])

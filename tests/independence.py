@@ -35,6 +35,7 @@ class Run:
 
     answers: dict[str, Answer]
     num_preemptions: int
+    num_cached_tokens: int
     most_sequences: int
     """In one step."""
     most_tokens: int
@@ -70,24 +71,33 @@ def draw_prompts(lengths: Sequence[int], vocabulary: int) -> dict[str, list[int]
 
 def run(
     executor: CpuExecutor, prompts: Mapping[str, Sequence[int]], max_tokens: int,
-    chunk: int | None = None, num_blocks: int | None = None,
+    chunk: int | None = None, num_blocks: int | None = None, earlier: Sequence[Sequence[int]] = (),
 ) -> Run:  # fmt: skip
-    """Greedy answers to all prompts, submitted at once. ``chunk``: most tokens of a step."""
+    """Greedy answers to all prompts, submitted at once. ``chunk``: most tokens of a step.
+
+    ``earlier`` prompts are served before, one after the other, and leave their cache behind.
+    """
     executor.fill_cache(NAN_BYTE)  # what an earlier run left behind must not be read
     watched = Watched(executor, num_blocks)
     engine = SyncEngine(watched, config=EngineConfig(max_batched_tokens=chunk))
+    for prompt in earlier:
+        engine.generate([prompt], SamplingParams(temperature=0, max_tokens=max_tokens))
+    watched.rows = []
     for name, prompt in prompts.items():
         engine.submit(prompt, SamplingParams(temperature=0, max_tokens=max_tokens), name)
     answers = {name: Answer() for name in prompts}
+    num_cached = 0
     while engine.has_work:
         outputs = [output for output in engine.step() if output.token_ids]
         for output, row in zip(outputs, watched.rows, strict=True):
             answers[output.request_id].token_ids += output.token_ids
             answers[output.request_id].rows.append(row)
+            num_cached += output.usage.cached_tokens if output.usage else 0
         watched.rows = []
     return Run(
-        answers, engine.scheduler.num_preemptions, watched.most_sequences, watched.most_tokens
-    )
+        answers, engine.scheduler.num_preemptions, num_cached, watched.most_sequences,
+        watched.most_tokens,
+    )  # fmt: skip
 
 
 def alone(

@@ -42,9 +42,10 @@ ROOMS: dict[str, set[str]] = LEAVES | {
     "codegen": {"ir"} | _LEAVES,
     "compiler": {"ir", "frontend", "passes", "codegen"} | _LEAVES,
     "runtime": _PLAIN,
+    "autotune": {"ir", "codegen", "compiler", "runtime"} | _LEAVES,
     "rlm": {"runtime"} | _PLAIN,
     "server": {"runtime", "rlm"} | _PLAIN,
-    "cli": {"compiler", "frontend", "passes", "ir", "runtime", "rlm", "server", "__init__"}
+    "cli": {"compiler", "autotune", "frontend", "passes", "ir", "runtime", "rlm", "server", "__init__"}
     | _PLAIN,
     "__main__": {"cli"},
 }
@@ -230,7 +231,7 @@ def importable(folder: str) -> list[str]:
     return [module_of(path) for path, _ in sources() if path.startswith(folder)]
 
 
-@pytest.mark.parametrize("folder", ["runtime/", "artifact/", "cli/main.py", "cli/generate.py"])
+@pytest.mark.parametrize("folder", ["runtime/", "artifact/", "server/", "cli/main.py", "cli/generate.py", "cli/serve.py"])
 def test_running_a_model_imports_no_compiler(folder: str) -> None:
     names = importable(folder)
     assert names

@@ -20,7 +20,7 @@ class Command(click.Command):
         self.params += common_options()
 
     def invoke(self, ctx: click.Context) -> Any:
-        _start_logging(ctx.meta.get(_LEVEL) or env.LOG_LEVEL.get())
+        _start_logging(ctx.meta.get(_LEVEL) or env.log_level())
         return super().invoke(ctx)
 
 

@@ -20,9 +20,11 @@ from rusteeze.cli.output import bytes_text, print_json, print_table
 from rusteeze.cli.sampling_options import Sampling
 from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
+from rusteeze.server.config import read_file
 from rusteeze.source import Source
 
 CONFIG = "config.json"
+SETTINGS_SUFFIXES = (".yaml", ".yml")
 # Of a longer text the beginning is compared: logits of all tokens are held at once.
 MAX_TOKENS = 1024
 
@@ -45,7 +47,11 @@ this is perhaps the best thing about it."""
 )
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 def command(model: str, against: str | None, text: Path | None, threads: int | None) -> None:
-    """Check MODEL: an artifact, a model (compiled when it has to be), or a config.json alone."""
+    """Check MODEL: an artifact, a model (compiled when it has to be), a config.json alone, or a
+    rusteeze.yaml for serve."""
+    if Path(model).suffix in SETTINGS_SUFFIXES:
+        _print([_check_settings(Path(model).expanduser())])
+        return
     config = _lone_config(Path(model).expanduser())
     if config is not None:
         _print([_check_config(config)])
@@ -74,6 +80,11 @@ def _lone_config(path: Path) -> Path | None:
         return path
     has_config = (path / CONFIG).is_file() and not (path / "manifest.json").exists()
     return path / CONFIG if has_config and not list(path.glob("*.safetensors")) else None
+
+
+def _check_settings(path: Path) -> dict[str, Any]:
+    """What the file says, section by section."""
+    return {"check": "settings", **read_file(path)}
 
 
 def _check_config(path: Path) -> dict[str, Any]:

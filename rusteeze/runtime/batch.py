@@ -44,8 +44,10 @@ class Batch:
 def build_batch(step: Step, block_size: int) -> Batch:
     """The arrays of a step that has at least one chunk."""
     chunks = step.chunks
-    lengths = np.array([len(chunk.token_ids) for chunk in chunks], np.int32)
     starts = np.array([chunk.start for chunk in chunks], np.int32)
+    if step.is_decode:
+        return _decode_batch(chunks, starts, block_size)
+    lengths = np.array([len(chunk.token_ids) for chunk in chunks], np.int32)
     query_start = np.zeros(len(chunks) + 1, np.int32)
     np.cumsum(lengths, out=query_start[1:])
     tables = _block_tables(chunks, block_size)
@@ -60,6 +62,22 @@ def build_batch(step: Step, block_size: int) -> Batch:
         rows=_rows(chunks, query_start),
         query_start=query_start,
         context_len=starts + lengths,
+        block_tables=tables,
+    )
+
+
+def _decode_batch(chunks: tuple[Chunk, ...], starts: np.ndarray, block_size: int) -> Batch:
+    """The same where every chunk is one token with one row: nearly all steps, and nothing is ragged."""
+    tables = _block_tables(chunks, block_size)
+    block, offset = np.divmod(starts, np.int32(block_size))
+    rows = np.arange(len(chunks) + 1, dtype=np.int32)
+    return Batch(
+        input_ids=np.array([chunk.token_ids[0] for chunk in chunks], np.int32),
+        positions=starts,
+        slot_mapping=tables[rows[:-1], block] * np.int32(block_size) + offset,
+        rows=rows[:-1],
+        query_start=rows,
+        context_len=starts + np.int32(1),
         block_tables=tables,
     )
 

@@ -11,15 +11,21 @@ class EngineConfig:
 
     ``max_num_seqs`` sequences run at once; ``max_batched_tokens`` tokens are computed in one step,
     so it bounds how long a step takes; ``max_model_len`` bounds prompt plus output of one request.
+    ``prefix_caching``: prompts that begin alike are computed once. ``max_queue`` requests may wait
+    beside as many as run at once; None: any number.
     """
 
     max_num_seqs: int = 256
     max_batched_tokens: int | None = None
     max_model_len: int | None = None
+    prefix_caching: bool = True
+    max_queue: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_batched_tokens", "max_model_len"):
             _check_positive(name, getattr(self, name))
+        if self.max_queue is not None and self.max_queue < 0:
+            raise ValueError(f"max_queue must be at least 0, not {self.max_queue}")
 
 
 @dataclass(frozen=True)

@@ -12,30 +12,34 @@ from __future__ import annotations
 
 import itertools
 import logging
-import operator
-import secrets
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from rusteeze.runtime.batch import build_batch
 from rusteeze.runtime.config import EngineConfig, SchedulerLimits
+from rusteeze.runtime.intake import Intake
 from rusteeze.runtime.interface import (
     Completion,
     Executor,
+    Fault,
     FinishReason,
     Prompt,
+    QueueFull,
     RequestError,
     RequestOutput,
     SamplingParams,
 )
-from rusteeze.runtime.request import LiveRequest, RequestText
-from rusteeze.runtime.sampler import RequestSampler, Sample, SamplingError, sample_rows
-from rusteeze.runtime.scheduler import Chunk, Scheduler, Step
-from rusteeze.runtime.sequence import Sequence as TokenSequence
+from rusteeze.runtime.params import Grammar
+from rusteeze.runtime.request import LiveRequest
+from rusteeze.runtime.sampler import NotFiniteError, Sample, SamplingError, sample_rows
+from rusteeze.runtime.scheduler import Scheduler, Step
+from rusteeze.runtime.stats import EngineStats, Tokens, snapshot
 from rusteeze.runtime.stream import Mailbox
 from rusteeze.runtime.tokens import Tokenizer
 
@@ -43,19 +47,28 @@ _log = logging.getLogger(__name__)
 
 
 class SyncEngine:
-    """Serves many requests on one executor. Without a tokenizer prompts are ids and text is ""."""
+    """Serves many requests on one executor. Without a tokenizer prompts are ids and text is "".
+
+    ``cache_layout`` names the kernels that write the cache; it is part of every prefix's key.
+    """
 
     def __init__(
         self, executor: Executor, tokenizer: Tokenizer | None = None,
         eos_token_ids: Iterable[int] = (), config: EngineConfig | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, cache_layout: str = "",
     ) -> None:  # fmt: skip
+        config = config or EngineConfig()
         self._executor = executor
-        self._tokenizer = tokenizer
-        self._eos_token_ids = frozenset(id for id in eos_token_ids if id < executor.vocab_size)
         self._clock = clock
         self._scratch = np.empty(executor.vocab_size, np.float32)
-        self.scheduler = Scheduler(_limits(executor, config or EngineConfig()))
+        layout = cache_layout if config.prefix_caching else None
+        self.scheduler = Scheduler(_limits(executor, config), layout)
+        limits = self.scheduler.limits
+        self._intake = Intake(tokenizer, executor.vocab_size, eos_token_ids, limits)
+        self._max_live = None if config.max_queue is None else limits.max_num_seqs + config.max_queue
+        self._door = threading.Lock()  # held to change or count the requests
+        self._ended = Tokens()
+        self._timed: dict[str, LiveRequest] = {}  # those that have a deadline
         self._requests: dict[str, LiveRequest] = {}
         self._commands: deque[Callable[[], RequestOutput | None]] = deque()
         self._mailboxes: dict[str, Mailbox] = {}
@@ -69,14 +82,34 @@ class SyncEngine:
     def submit(
         self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None
     ) -> str:
-        """Queue a request and return its id. RequestError when it can never be served."""
-        if request_id is None:
-            request_id = f"request-{next(self._ids)}"
-        request = self._new_request(request_id, prompt, params or SamplingParams())
-        if self._requests.setdefault(request_id, request) is not request:
-            raise RequestError(f"request id {request_id!r} is in use")
-        self._commands.append(lambda: self._enqueue(request))
+        """Queue a request and return its id.
+
+        RequestError when it can never be served, QueueFull when too many are waiting.
+        """
+        request_id = self._next_id() if request_id is None else request_id
+        self._submit(prompt, [params or SamplingParams()], [request_id])
         return request_id
+
+    def submit_choices(
+        self, prompt: Prompt, params: SamplingParams, request_id: str | None = None
+    ) -> list[str]:
+        """Queue ``params.n`` samples of one prompt, all or none; the errors of ``submit``.
+
+        Each is a request of its own, named after ``request_id`` and its index. They share the blocks
+        of the prompt through the prefix cache: the first computes it, the others wait for that and
+        compute only what its last full block leaves over, so that no page is ever copied or written
+        by two.
+        """
+        request_id = self._next_id() if request_id is None else request_id
+        each = params.choices()
+        ids = [f"{request_id}-{index}" for index in range(len(each))]
+        self._submit(prompt, each, ids)
+        return ids
+
+    def compile_grammar(self, grammar: Grammar) -> None:
+        """Compile a grammar ahead of the requests that use it, whose ``submit`` is then instant; for
+        threads that must not wait for compilers. RequestError says what is wrong, and where."""
+        self._intake.start_grammar(grammar)
 
     def cancel(self, request_id: str) -> None:
         """End a request in the next step, whatever its state; an unknown id is no error."""
@@ -85,13 +118,15 @@ class SyncEngine:
             self._commands.append(lambda: self._abort(request))
 
     def step(self) -> list[RequestOutput]:
-        """Do one step of work and return what it produced, in order of arrival."""
+        """Do one step of work and return what it produced."""
         outputs = self._obey_commands()
+        outputs += self._end_overdue()
         step = self.scheduler.schedule()
         if step.chunks:
             outputs += self._run(step)
-        for output in outputs:
-            self._post(output)
+        if self._mailboxes:
+            for output in outputs:
+                self._post(output)
         return outputs
 
     def stream(self, request_id: str) -> Mailbox:
@@ -129,49 +164,42 @@ class SyncEngine:
                 if isinstance(stream, Mailbox):
                     stream.close()
 
+    def stats(self) -> EngineStats:
+        """A snapshot; any thread may take it."""
+        with self._door:
+            return snapshot(self.scheduler, self._requests.values(), self._ended)
+
     def check_integrity(self) -> None:
         """RuntimeError when an invariant of the scheduler or the block pool is broken."""
         self.scheduler.check_integrity()
 
     # Requests coming in
 
-    def _new_request(
-        self, request_id: str, prompt: Prompt, params: SamplingParams
-    ) -> LiveRequest:  # fmt: skip
+    def _submit(self, prompt: Prompt, each: Sequence[SamplingParams], ids: Sequence[str]) -> None:
+        """Queue requests for the same prompt, all or none."""
         arrived = self._clock()
-        prompt_ids = self._prompt_ids(prompt)
-        try:
-            self.scheduler.check_prompt(len(prompt_ids))
-            params.check_vocabulary(self._executor.vocab_size)
-            prompt_rows = params.prompt_logprobs is not None
-            sequence = TokenSequence(request_id, prompt_ids, prompt_rows)
-        except ValueError as error:
-            raise RequestError(str(error)) from error
-        if params.stop and self._tokenizer is None:
-            raise RequestError("stop strings need a tokenizer")
-        ends = frozenset() if params.ignore_eos else self._eos_token_ids
-        ends |= frozenset(params.stop_token_ids)
-        sampler = RequestSampler(params, prompt_ids, ends, secrets.randbits(64))
-        text = RequestText(self._tokenizer, prompt_ids, params)
-        longest = self.scheduler.limits.max_sequence_len
-        return LiveRequest(sequence, params, sampler, text, ends, longest, arrived)
+        prompt_ids = self._intake.prompt_ids(prompt)
+        requests = [
+            self._intake.request(id, list(prompt_ids), params, arrived)
+            for id, params in zip(ids, each, strict=True)
+        ]
+        with self._door:
+            taken = [id for id in ids if id in self._requests]
+            if taken:
+                raise RequestError(f"request id {taken[0]!r} is in use")
+            if self._max_live is not None and len(self._requests) + len(ids) > self._max_live:
+                raise QueueFull("too many requests are waiting; try again later")
+            self._requests.update(zip(ids, requests, strict=True))
+        for request in requests:
+            self._commands.append(partial(self._enqueue, request))
 
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            if self._tokenizer is None:
-                raise RequestError("a text prompt needs a tokenizer")
-            return self._tokenizer.encode(prompt)
-        limit = self._executor.vocab_size
-        try:
-            prompt_ids = [operator.index(token) for token in prompt]
-        except TypeError as error:
-            raise RequestError("a prompt must be text or a list of token ids") from error
-        if not all(0 <= token < limit for token in prompt_ids):
-            raise RequestError(f"token ids of the prompt must be from 0 to {limit - 1}")
-        return prompt_ids
+    def _next_id(self) -> str:
+        return f"request-{next(self._ids)}"
 
     def _enqueue(self, request: LiveRequest) -> None:
         self.scheduler.add(request.sequence)
+        if request.deadline is not None:
+            self._timed[request.sequence.id] = request
 
     def _obey_commands(self) -> list[RequestOutput]:
         outputs = []
@@ -181,40 +209,50 @@ class SyncEngine:
                 outputs.append(output)
         return outputs
 
+    def _end_overdue(self) -> list[RequestOutput]:
+        if not self._timed:
+            return []
+        now = self._clock()
+        overdue = [r for r in self._timed.values() if r.deadline is not None and r.deadline <= now]
+        return [self._fail(request, Fault.TIMEOUT) for request in overdue]
+
     # One step
 
     def _run(self, step: Step) -> list[RequestOutput]:
         requests = [self._requests[chunk.sequence_id] for chunk in step.chunks]
+        now = self._clock()
         for request in requests:
-            request.clock.start(self._clock())
+            request.clock.start(now)
         try:
             logits = self._executor.execute(build_batch(step, self._executor.block_size))
             samples = self._sample(step, logits)
         except Exception:
             _log.exception("the executor failed; the %d requests of its step end", len(requests))
-            return [self._end(request, FinishReason.ERROR, _INTERNAL) for request in requests]
+            return [self._fail(request, Fault.EXECUTOR) for request in requests]
         self.scheduler.commit(step)
-        outputs = self._read_prompt_rows(step, logits)
+        outputs = self._read_prompt_rows(step, logits) if len(logits) > len(samples) else []
+        now = self._clock()
         for request, sample in samples:
             if request.sequence.finish_reason is None:
-                outputs.append(self._guard(request, request.accept, sample, self._clock()))
+                outputs.append(self._guard(request, request.accept, sample, now))
         return outputs
 
     def _sample(
         self, step: Step, logits: np.ndarray
     ) -> list[tuple[LiveRequest, Sample | Exception]]:  # fmt: skip
         """What comes after every sequence whose known tokens are all computed now."""
-        rows = [end - 1 for chunk, _, end in _rows_of_chunks(step) if chunk.samples]
-        if not rows:
-            return []
         requests = [self._requests[chunk.sequence_id] for chunk in step.chunks if chunk.samples]
-        wanted = logits if len(rows) == len(logits) else logits[rows]
+        if not requests:
+            return []
+        wanted = logits
+        if not step.is_decode:
+            wanted = logits[[end - 1 for chunk, _, end in step.rows_of_chunks() if chunk.samples]]
         samples = sample_rows(wanted, [request.sampler for request in requests], self._scratch)
         return list(zip(requests, samples, strict=True))
 
     def _read_prompt_rows(self, step: Step, logits: np.ndarray) -> list[RequestOutput]:
         outputs = []
-        for chunk, begin, end in _rows_of_chunks(step):
+        for chunk, begin, end in step.rows_of_chunks():
             rows = logits[begin : end - chunk.samples]
             if len(rows):
                 request, first = self._requests[chunk.sequence_id], chunk.end - chunk.num_rows
@@ -228,11 +266,13 @@ class SyncEngine:
         """The output of some work for one request. Whatever fails in it ends this request only."""
         try:
             output = work(*arguments)
+        except NotFiniteError as error:
+            return self._fail(request, Fault.NOT_FINITE, str(error))
         except SamplingError as error:
-            return self._end(request, FinishReason.ERROR, str(error))
+            return self._fail(request, Fault.NO_TOKEN, str(error))
         except Exception:
             _log.exception("request %s failed", request.sequence.id)
-            return self._end(request, FinishReason.ERROR, _INTERNAL)
+            return self._fail(request, Fault.INTERNAL)
         if output.finish_reason is not None:
             self._forget(request, output.finish_reason)
         return output
@@ -243,25 +283,32 @@ class SyncEngine:
         finished = request.sequence.finish_reason is not None
         return None if finished else self._end(request, FinishReason.ABORT)
 
+    def _fail(self, request: LiveRequest, fault: Fault, error: str | None = None) -> RequestOutput:
+        return self._end(request, FinishReason.ERROR, error or _ERRORS[fault], fault)
+
     def _end(
-        self, request: LiveRequest, reason: FinishReason, error: str | None = None
-    ) -> RequestOutput:
-        output = request.end(reason, self._clock(), error)
+        self, request: LiveRequest, reason: FinishReason, error: str | None = None,
+        fault: Fault | None = None,
+    ) -> RequestOutput:  # fmt: skip
+        output = request.end(reason, self._clock(), error, fault)
         self._forget(request, reason)
         return output
 
     def _forget(self, request: LiveRequest, reason: FinishReason) -> None:
         self.scheduler.finish(request.sequence.id, reason)
-        del self._requests[request.sequence.id]
+        self._timed.pop(request.sequence.id, None)
+        with self._door:
+            self._ended.count(self._requests.pop(request.sequence.id).sequence)
 
     # Readers
 
     def _start(self, prompt: Prompt, params: SamplingParams | None) -> Mailbox | Completion:
-        request_id = f"request-{next(self._ids)}"
+        request_id = self._next_id()
         try:
             return self.stream(self.submit(prompt, params, request_id))
         except RequestError as error:
-            return Completion(request_id, FinishReason.ERROR, error=str(error))
+            fault = Fault.REFUSED
+            return Completion(request_id, FinishReason.ERROR, error=str(error), fault=fault)
 
     def _post(self, output: RequestOutput) -> None:
         """Hand an output to its reader, if there is one, who keeps the mailbox after the last."""
@@ -277,19 +324,15 @@ class SyncEngine:
             self._commands.append(lambda: self._abort(request))
 
 
-_INTERNAL = "internal error"
+_ERRORS = {
+    Fault.EXECUTOR: "internal error",
+    Fault.INTERNAL: "internal error",
+    Fault.TIMEOUT: "the request took longer than its timeout allows",
+}
 
 
 def _completion(started: Mailbox | Completion) -> Completion:
     return started if isinstance(started, Completion) else Completion.collect(list(started))
-
-
-def _rows_of_chunks(step: Step) -> Iterator[tuple[Chunk, int, int]]:
-    """Each chunk with the half-open range of its rows in the logits."""
-    end = 0
-    for chunk in step.chunks:
-        begin, end = end, end + chunk.num_rows
-        yield chunk, begin, end
 
 
 def _limits(executor: Executor, config: EngineConfig) -> SchedulerLimits:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from rusteeze.runtime.batch import Batch
@@ -18,8 +20,8 @@ from rusteeze.runtime.sampler import Logprobs
 from rusteeze.runtime.sequence import FinishReason
 
 __all__ = [
-    "Completion", "Engine", "Executor", "FinishReason", "Logprobs", "OutputStream", "Prompt",
-    "RequestError", "RequestOutput", "SamplingParams", "Timing", "Usage",
+    "Completion", "Engine", "Executor", "Fault", "FinishReason", "Logprobs", "OutputStream", "Prompt",
+    "QueueFull", "RequestError", "RequestOutput", "SamplingParams", "Timing", "Usage",
 ]  # fmt: skip
 
 Prompt = str | Sequence[int]
@@ -53,12 +55,29 @@ class RequestError(ValueError):
     user_error = True
 
 
+class QueueFull(RequestError):
+    """Too many requests wait already; the same one may be served later."""
+
+
+class Fault(StrEnum):
+    """What went wrong with a request that ended with FinishReason.ERROR."""
+
+    NOT_FINITE = "not_finite"  # NaN or infinity in its logits
+    NO_TOKEN = "no_token"  # its parameters leave no token to choose from
+    EXECUTOR = "executor"  # the step that it was part of failed
+    TIMEOUT = "timeout"
+    INTERNAL = "internal"
+    REFUSED = "refused"  # it was never queued
+
+
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one request. ``completion_tokens`` includes an end token."""
+    """Token counts of one request. ``completion_tokens`` includes an end token; ``cached_tokens`` of
+    the prompt were taken from the prefix cache."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,14 +89,14 @@ class Timing:
     total_ms: float
 
 
-@dataclass(frozen=True)
-class RequestOutput:
+class RequestOutput(msgspec.Struct, frozen=True):
     """What one step added to one request. The last output of a request has a ``finish_reason``.
 
     ``text`` is the new text; text that may become part of a stop string, or half a character, comes
     with a later output. ``stop`` is the stop string or end token that ended the request.
     ``logprobs`` has one entry per token if the request asked for them, ``prompt_logprobs`` those of
-    further prompt tokens, from the second on. ``usage`` and ``timing`` come with the last output.
+    further prompt tokens, from the second on. ``usage`` and ``timing`` come with the last output, and
+    ``error`` and ``fault`` when its reason is ERROR.
     """
 
     request_id: str
@@ -90,11 +109,12 @@ class RequestOutput:
     error: str | None = None
     usage: Usage | None = None
     timing: Timing | None = None
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """All outputs of one request together. ``error`` is set when the reason is ERROR."""
+    """All outputs of one request together. ``error`` and ``fault`` are set when the reason is ERROR."""
 
     request_id: str
     finish_reason: FinishReason
@@ -106,6 +126,7 @@ class Completion:
     error: str | None = None
     usage: Usage | None = None
     timing: Timing | None = None
+    fault: Fault | None = None
 
     @staticmethod
     def collect(outputs: Sequence[RequestOutput]) -> Completion:
@@ -119,7 +140,7 @@ class Completion:
             tuple(token for output in outputs for token in output.token_ids),
             tuple(entry for output in outputs for entry in output.logprobs),
             tuple(entry for output in outputs for entry in output.prompt_logprobs),
-            last.stop, last.error, last.usage, last.timing,
+            last.stop, last.error, last.usage, last.timing, last.fault,
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from rusteeze.runtime.tokens import Tokenizer
 from rusteeze.runtime.weights import WeightFile
 
 DEFAULT_KV_BYTES = 1 << 30
+DEFAULT_BATCHED_TOKENS = 512
+
+NumBlocks = Callable[[Plan, int], int]
+"""Plan and bytes of weights to the number of cache blocks."""
 
 
 @dataclass
@@ -34,17 +39,27 @@ class LLM:
         self.executor.close()
 
 
-def load(artifact: Path, threads: int | None = None, kv_bytes: int | None = None) -> LLM:
+def load(
+    artifact: Path, threads: int | None = None, kv_bytes: int | None = None,
+    config: EngineConfig | None = None, num_blocks: NumBlocks | None = None,
+) -> LLM:  # fmt: skip
     """Load an artifact after checking its files (ArtifactError).
 
     ``threads``: CPU threads, by default one per core. ``kv_bytes``: memory for the cache; it is backed
-    only as it is used. At least one sequence of the longest length always fits."""
+    only as it is used. At least one sequence of the longest length always fits, unless ``num_blocks``
+    decides by itself, from the plan and the size of the weights."""
+    config = config or EngineConfig()
     manifest = verify(artifact)
     plan = decode_plan(member(artifact, manifest, "plan.json").read_bytes())
+    weights = WeightFile(member(artifact, manifest, "weights.safetensors"))
+    library = choose_library(artifact / "cpu", plan.libraries)
     executor = CpuExecutor(
-        plan, WeightFile(member(artifact, manifest, "weights.safetensors")),
-        choose_library(artifact / "cpu", plan.libraries), num_threads=threads or available_cores(),
-        num_blocks=cache_blocks(plan, kv_bytes or DEFAULT_KV_BYTES),
+        plan, weights, library, num_threads=threads or available_cores(),
+        num_blocks=num_blocks(plan, weights.total_bytes)
+        if num_blocks
+        else cache_blocks(plan, kv_bytes or DEFAULT_KV_BYTES),
+        max_batched_tokens=config.max_batched_tokens or DEFAULT_BATCHED_TOKENS,
+        max_sequences=config.max_num_seqs,
     )  # fmt: skip
     tokenizer = Tokenizer.from_file(member(artifact, manifest, "tokenizer.json"))
     generation = json.loads(member(artifact, manifest, "generation_config.json").read_text())
@@ -53,7 +68,11 @@ def load(artifact: Path, threads: int | None = None, kv_bytes: int | None = None
         text = member(artifact, manifest, "chat_template.jinja").read_text(encoding="utf-8")
         template = ChatTemplate(text, generation.get("special_tokens") or {})
     eos = generation.get("eos_token_id") or []
-    engine = SyncEngine(executor, tokenizer, [eos] if isinstance(eos, int) else eos, EngineConfig())
+    written_by = [manifest.files[name].sha256 for name in ("plan.json", f"cpu/{library.name}")]
+    engine = SyncEngine(
+        executor, tokenizer, [eos] if isinstance(eos, int) else eos, config,
+        cache_layout=" ".join(written_by),
+    )  # fmt: skip
     return LLM(engine, tokenizer, template, manifest, executor)
 
 

@@ -1,4 +1,4 @@
-"""How the tokens of one request are chosen and when it ends: a frozen, checked value.
+"""How a request is served: how its tokens are chosen, when it ends, and before whom. A frozen, checked value.
 
 Example: ``SamplingParams(temperature=0.7, top_p=0.9, stop=("\\n\\n",), max_tokens=64)``.
 """
@@ -7,12 +7,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from types import MappingProxyType
+from typing import Literal, get_args
 
 MAX_LOGPROBS = 128
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 1024
+MAX_SALT_CHARACTERS = 256
+MAX_CHOICES = 128
+MAX_GRAMMAR_CHARACTERS = 64 * 1024
+MAX_PRIORITY = 100
+
+
+GrammarKind = Literal["json_object", "json_schema", "regex", "lark"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an output must look like: any JSON object, JSON of a schema, a regex, a Lark grammar.
+
+    ``source`` is the text of the schema, regex or grammar. ValueError when it is too large.
+    """
+
+    kind: GrammarKind
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(GrammarKind):
+            raise ValueError(f"grammar kind is {self.kind!r}; {', '.join(get_args(GrammarKind))}")
+        if not isinstance(self.source, str) or len(self.source) > MAX_GRAMMAR_CHARACTERS:
+            raise ValueError(f"{self.kind} must be text of at most {MAX_GRAMMAR_CHARACTERS} characters")
 
 
 @dataclass(frozen=True)
@@ -31,6 +57,13 @@ class SamplingParams:
     - ``logprobs`` n reports each token's log-probability and the n likeliest alternatives, under
       the model's own distribution (before penalties and temperature); None reports nothing.
       ``prompt_logprobs`` does the same for the tokens of the prompt but the first.
+    - ``cache_salt``: only requests with the same salt share cached prefixes, so that nobody else can
+      learn from the time to the first token what has been asked before.
+    - ``grammar``: the output keeps to it, and ends when nothing may follow. It may still be cut off
+      by ``max_tokens`` or a stop string.
+    - ``n`` samples of one prompt are n requests; ``choices`` gives the parameters of each.
+    - ``priority``: lower values go first (scheduler.py says how far). ``timeout_s`` after its arrival
+      a request that has not ended fails.
 
     ValueError says which value is wrong and what is allowed.
     """
@@ -52,12 +85,24 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    cache_salt: str = ""
+    n: int = 1
+    priority: int = 0
+    timeout_s: float | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         self._normalise()
         self._check_ranges()
         self._check_length()
         self._check_stops()
+        _salt(self.cache_salt)
+        _whole("n", self.n, 1, MAX_CHOICES)
+        _whole("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise ValueError("grammar must be a Grammar")
+        if self.timeout_s is not None:
+            _number("timeout_s", self.timeout_s, 0.0, 1e9, above_low=True)
         for token, bias in self.logit_bias.items():
             _whole("logit_bias key", token, 0)
             _number(f"logit_bias[{token}]", bias, -100.0, 100.0)
@@ -68,6 +113,11 @@ class SamplingParams:
             for token in ids:
                 if token >= vocab_size:
                     raise ValueError(f"{name}: token id {token} is not below {vocab_size}")
+
+    def choices(self) -> tuple[SamplingParams, ...]:
+        """The parameters of ``n`` requests for one sample each. The first is what n = 1 would give; the
+        seeds of the others are a function of this one's seed and their index."""
+        return tuple(replace(self, n=1, seed=_derived(self.seed, i)) for i in range(self.n))
 
     def _normalise(self) -> None:
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -124,6 +174,19 @@ def _number(name: str, value: object, low: float, high: float, above_low: bool =
         raise ValueError(
             f"{name} is {value!r}; it must be a number, {least} {low:g} and at most {high:g}"
         )
+
+
+def _derived(seed: int | None, index: int) -> int | None:
+    if seed is None or index == 0:
+        return seed
+    return int.from_bytes(sha256(f"{seed} {index}".encode()).digest()[:8])
+
+
+def _salt(value: object) -> None:
+    # printable ASCII: what is compared must look the same to everyone, and be encodable
+    good = isinstance(value, str) and value.isascii() and (value.isprintable() or not value)
+    if not good or len(value) > MAX_SALT_CHARACTERS:  # type: ignore[arg-type]
+        raise ValueError(f"cache_salt must be at most {MAX_SALT_CHARACTERS} printable ASCII characters")
 
 
 def _whole(name: str, value: object, low: int, high: int | None = None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rusteeze.runtime.interface import (
+    Fault,
     FinishReason,
     RequestOutput,
     SamplingParams,
@@ -49,6 +50,7 @@ class RequestText:
         self, tokenizer: Tokenizer | None, prompt_ids: list[int], params: SamplingParams
     ) -> None:
         self._stops = StopMatcher(params.stop)
+        self._has_stops = bool(params.stop)
         self._detokenizer = (
             Detokenizer(tokenizer, prompt_ids, params.skip_special_tokens) if tokenizer else None
         )
@@ -60,7 +62,7 @@ class RequestText:
     def push(self, token_id: int, match_stops: bool) -> str:
         """The text to emit after one more token."""
         text = self._detokenizer.push(token_id) if self._detokenizer else ""
-        return self._stops.push(text) if match_stops else text
+        return self._stops.push(text) if self._has_stops and match_stops else text
 
     def finish(self) -> str:
         """The rest, once the last token is out; it may still complete a stop string."""
@@ -78,6 +80,7 @@ class LiveRequest:
         self.sequence = sequence
         self.sampler = sampler
         self.clock = RequestClock(arrived)
+        self.deadline = None if params.timeout_s is None else arrived + params.timeout_s
         self._params = params
         self._text = text
         self._end_ids = end_ids
@@ -111,21 +114,27 @@ class LiveRequest:
         entries = (token_logprobs(*pair, num_top, scratch) for pair in pairs)
         return RequestOutput(self.sequence.id, prompt_logprobs=tuple(entries))
 
-    def end(self, reason: FinishReason, now: float, error: str | None = None) -> RequestOutput:
+    def end(
+        self, reason: FinishReason, now: float, error: str | None = None, fault: Fault | None = None
+    ) -> RequestOutput:
         """The last output of a request that is cancelled or has failed."""
         # After a fault the text may be what is broken, so it is left alone.
         text = "" if reason is FinishReason.ERROR else self._text.finish()
-        return self._output(now, text, reason, error=error)
+        return self._output(now, text, reason, error=error, fault=fault)
 
     def _advance(self, token_id: int) -> tuple[str, FinishReason | None, str | int | None]:
         """New text, and why and by what the request ends, if it does."""
-        past_minimum = self.sequence.num_output_tokens > self._params.min_tokens
+        num_output = self.sequence.num_output_tokens
+        past_minimum = num_output > self._params.min_tokens
         if token_id in self._end_ids and past_minimum:
             return self._text.finish(), FinishReason.STOP, token_id
         text = self._text.push(token_id, match_stops=past_minimum)
         if self._text.matched_stop is not None:
             return text, FinishReason.STOP, self._text.matched_stop
-        if self.sequence.num_output_tokens < self._max_tokens:
+        if self.sampler.is_complete:
+            text += self._text.finish()
+            return text, FinishReason.STOP, self._text.matched_stop
+        if num_output < self._max_tokens:
             return text, None, None
         text += self._text.finish()
         stop = self._text.matched_stop
@@ -133,17 +142,22 @@ class LiveRequest:
 
     def _output(
         self, now: float, text: str, reason: FinishReason | None, sample: Sample | None = None,
-        stop: str | int | None = None, error: str | None = None,
+        stop: str | int | None = None, error: str | None = None, fault: Fault | None = None,
     ) -> RequestOutput:  # fmt: skip
         ended = reason is not None
+        if sample and not ended and not sample.logprobs:  # nearly all outputs
+            return RequestOutput(self.sequence.id, text, (sample.token_id,))
         return RequestOutput(
             self.sequence.id, text,
             token_ids=(sample.token_id,) if sample else (),
             logprobs=(sample.logprobs,) if sample and sample.logprobs else (),
-            finish_reason=reason, stop=stop, error=error,
+            finish_reason=reason, stop=stop, error=error, fault=fault,
             usage=self._usage() if ended else None,
             timing=self.clock.timing(now) if ended else None,
         )  # fmt: skip
 
     def _usage(self) -> Usage:
-        return Usage(self.sequence.num_prompt_tokens, self.sequence.num_output_tokens)
+        sequence = self.sequence
+        return Usage(
+            sequence.num_prompt_tokens, sequence.num_output_tokens, sequence.num_cached_tokens or 0
+        )

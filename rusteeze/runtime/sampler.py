@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from rusteeze.runtime.params import SamplingParams
 from rusteeze.runtime.token_counts import TokenCounts
 
-_NOT_FINITE = "the model's logits for this token are not finite"
 # Rows are searched in blocks of so many values; only speed depends on it.
 _MAXIMA_BLOCK = 64
 _SUMS_BLOCK = 512
@@ -25,6 +26,13 @@ _SUMS_BLOCK = 512
 
 class SamplingError(ValueError):
     """A row of logits from which no token can be chosen. The message is fit for the client."""
+
+
+class NotFiniteError(SamplingError):
+    """There is NaN or infinity among the logits."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's logits for this token are not finite")
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,20 @@ class Logprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """One chosen token."""
 
     token_id: int
     logprobs: Logprobs | None = None
+
+
+class Constraint(Protocol):
+    """What the next token may be, given those accepted so far."""
+
+    @property
+    def is_complete(self) -> bool: ...
+    def restrict(self, logits: np.ndarray) -> None: ...
+    def accept(self, token_id: int) -> None: ...
 
 
 class RequestSampler:
@@ -48,9 +64,10 @@ class RequestSampler:
 
     def __init__(
         self, params: SamplingParams, prompt_ids: Sequence[int], eos_token_ids: Iterable[int],
-        seed: int,
+        seed: int, constraint: Constraint | None = None,
     ) -> None:  # fmt: skip
         self.params = params
+        self._constraint = constraint
         self.num_sampled = 0
         self._seed = (seed if params.seed is None else params.seed) % 2**64
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
@@ -58,17 +75,18 @@ class RequestSampler:
         ends = () if params.ignore_eos else eos_token_ids
         self._end_ids = np.array(sorted({*ends, *params.stop_token_ids}), np.int64)
         self._counts = TokenCounts(prompt_ids) if _has_penalties(params) else None
+        self._edits = bool(self._counts or len(self._bias_ids) or constraint)
+        self._plain = params.temperature == 0 and params.logprobs is None and not self._edits
 
     @property
     def is_argmax(self) -> bool:
         """The next token is the argmax of the row as it is, and nothing else is asked for."""
-        return (
-            self.params.temperature == 0
-            and self.params.logprobs is None
-            and self._counts is None
-            and not len(self._bias_ids)
-            and not self._masks_ends
-        )
+        return self._plain and not self._masks_ends
+
+    @property
+    def is_complete(self) -> bool:
+        """The output satisfies its constraint and nothing may follow."""
+        return self._constraint is not None and self._constraint.is_complete
 
     def sample(self, row: np.ndarray, scratch: np.ndarray) -> Sample:
         """A token for logits f32[V], none of them NaN, which are not changed.
@@ -86,13 +104,15 @@ class RequestSampler:
         self.num_sampled += 1
         if self._counts is not None:
             self._counts.add(token_id)
+        if self._constraint is not None:
+            self._constraint.accept(token_id)
 
     @property
     def _masks_ends(self) -> bool:
         return self.num_sampled < self.params.min_tokens and len(self._end_ids) > 0
 
     def _edit(self, row: np.ndarray, scratch: np.ndarray) -> np.ndarray:
-        if self._counts is None and not len(self._bias_ids) and not self._masks_ends:
+        if not self._edits and not self._masks_ends:
             return row
         edited = scratch
         edited[:] = row
@@ -101,6 +121,8 @@ class RequestSampler:
         edited[self._bias_ids] += self._bias
         if self._masks_ends:
             edited[self._end_ids] = -np.inf
+        if self._constraint is not None:
+            self._constraint.restrict(edited)
         if not math.isfinite(edited.max()):
             raise SamplingError("the parameters leave no token to choose from")
         return edited
@@ -122,8 +144,10 @@ def sample_rows(
     """
     best = logits.argmax(axis=1)
     # The argmax of a row with a NaN is the NaN, so these values tell of the whole rows.
-    peaks = logits[np.arange(len(logits)), best].tolist()
-    rows = zip(logits, best.tolist(), peaks, samplers, strict=True)
+    peaks = logits[np.arange(len(logits)), best]
+    if np.isfinite(peaks).all() and all(sampler.is_argmax for sampler in samplers):
+        return [Sample(token) for token, _ in zip(best.tolist(), samplers, strict=True)]
+    rows = zip(logits, best.tolist(), peaks.tolist(), samplers, strict=True)
     return [_sample_row(*row, scratch) for row in rows]
 
 
@@ -136,7 +160,7 @@ def token_logprobs(
     """
     largest = float(row.max())
     if not math.isfinite(largest):
-        raise SamplingError(_NOT_FINITE)
+        raise NotFiniteError
     log_total = largest + math.log(_weights(row, 1.0, scratch).sum(dtype=np.float64))
     top = _top_k(row, min(num_top, len(row))) if num_top else np.empty(0, np.int64)
     best_first = top[np.argsort(-row[top], kind="stable")].tolist()
@@ -150,7 +174,7 @@ def _sample_row(
     row: np.ndarray, best: int, peak: float, sampler: RequestSampler, scratch: np.ndarray
 ) -> Sample | Exception:  # fmt: skip
     if not math.isfinite(peak):
-        return SamplingError(_NOT_FINITE)
+        return NotFiniteError()
     if sampler.is_argmax:
         return Sample(best)
     try:

@@ -36,15 +36,20 @@ class Sequence:
     ``num_computed`` counts the leading tokens whose KV is in the cache. ``next_row`` is the first
     position whose logits are wanted and have not been computed: the last of the prompt, or the
     first when ``prompt_rows`` asks for those of the prompt too. ``arrival`` orders sequences; the
-    scheduler sets it.
+    scheduler sets it. ``num_cached_tokens`` of the prompt were in the prefix cache when the sequence
+    was first admitted; ``cache_salt`` keeps its cache apart from that of other salts.
+    ``priority``: lower goes first.
     """
 
     __slots__ = (
-        "_state", "arrival", "block_table", "finish_reason", "id", "next_row", "num_computed",
-        "num_prompt_tokens", "token_ids",
+        "_state", "arrival", "block_keys", "block_table", "cache_salt", "finish_reason", "id",
+        "next_row", "num_cached_tokens", "num_computed", "num_prompt_tokens", "priority", "token_ids",
     )  # fmt: skip
 
-    def __init__(self, id: str, prompt_ids: SequenceOf[int], prompt_rows: bool = False) -> None:
+    def __init__(
+        self, id: str, prompt_ids: SequenceOf[int], prompt_rows: bool = False,
+        cache_salt: str = "", priority: int = 0,
+    ) -> None:  # fmt: skip
         if not prompt_ids:
             raise ValueError("the prompt has no tokens")
         self.id = id
@@ -53,6 +58,10 @@ class Sequence:
         self.next_row = 0 if prompt_rows else len(prompt_ids) - 1
         self.num_computed = 0
         self.block_table: BlockTable[int] = new_block_table()
+        self.block_keys: list[bytes] = []
+        self.cache_salt = cache_salt
+        self.priority = priority
+        self.num_cached_tokens: int | None = None
         self.arrival = 0
         self.finish_reason: FinishReason | None = None
         self._state = State.WAITING
@@ -90,9 +99,13 @@ class Sequence:
         self.num_computed += count
         self.next_row = max(self.next_row, self.num_computed)
 
-    def admit(self) -> None:
+    def admit(self, num_cached: int = 0) -> None:
+        """The KV of ``num_cached`` tokens is in the cache already."""
         self._expect(State.WAITING, "admit")
         self._state = State.RUNNING
+        self.num_computed = num_cached
+        if self.num_cached_tokens is None:
+            self.num_cached_tokens = num_cached
 
     def preempt(self) -> None:
         """Back to waiting with an empty cache. The blocks must have been released."""

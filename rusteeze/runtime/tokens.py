@@ -41,7 +41,8 @@ class Tokenizer:
         self._byte_tokens = _decodes(backend, ["<0x41>"], "A")
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
-        self._pieces: dict[tuple[int, bool], bytes] = {}
+        self.pieces: dict[int, bytes] = {}  # the bytes of tokens that have been asked for
+        self._first_pieces: dict[int, bytes] = {}
         self._check_local()
 
     @staticmethod
@@ -53,6 +54,10 @@ class Tokenizer:
     def from_json(text: str) -> Tokenizer:
         """Load the contents of a ``tokenizer.json``."""
         return Tokenizer(_backend(Backend.from_str, text))
+
+    def to_json(self) -> str:
+        """The contents of a ``tokenizer.json`` that gives this tokenizer."""
+        return str(self._backend.to_str())
 
     @property
     def vocab_size(self) -> int:
@@ -81,11 +86,11 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int, first: bool = False) -> bytes:
         """The bytes of a token, special or not; some decoders drop a space from the first one."""
-        key = (token_id, first)
-        if key not in self._pieces:
+        pieces = self._first_pieces if first else self.pieces
+        if token_id not in pieces:
             token = self.token(token_id)
-            self._pieces[key] = b"" if token is None else self._decode_token(token, first)
-        return self._pieces[key]
+            pieces[token_id] = b"" if token is None else self._decode_token(token, first)
+        return pieces[token_id]
 
     def _decode_token(self, token: str, first: bool) -> bytes:
         if self._byte_level:
@@ -129,10 +134,15 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; often "" in the middle of a character."""
-        if token_id in self._hidden or self._tokenizer.token(token_id) is None:
+        if token_id in self._hidden:
             return ""
-        first, self._first = self._first, False
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id, first))
+        if not self._first:
+            piece = self._tokenizer.pieces.get(token_id)
+            return self._utf8.decode(self._tokenizer.token_bytes(token_id) if piece is None else piece)
+        if self._tokenizer.token(token_id) is None:
+            return ""
+        self._first = False
+        return self._utf8.decode(self._tokenizer.token_bytes(token_id, first=True))
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed, or ""."""

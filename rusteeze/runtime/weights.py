@@ -40,6 +40,11 @@ class WeightFile:
     def nbytes(self, name: str) -> int:
         return self._offsets[name][1]
 
+    def data(self, name: str) -> np.ndarray:
+        """The bytes of a tensor, read-only uint8, mapped from the file."""
+        begin, size = self._offsets[name]
+        return self._bytes[begin : begin + size]
+
     @property
     def total_bytes(self) -> int:
         return len(self._bytes)

@@ -190,3 +190,9 @@ def test_a_broken_tokenizer(content: str, folder: Path, out: Path) -> None:
 def test_no_tokenizer(folder: Path, out: Path) -> None:
     (folder / "tokenizer.json").unlink()
     assert "tokenizer" in refused_to_compile(folder, out)
+
+
+def test_more_positions_than_the_model_was_made_for(folder: Path, out: Path) -> None:
+    message = refused("compile", folder, "-o", out, "--max-model-len", "65")
+    assert "made for 64 positions" in message
+    assert not out.exists()

@@ -54,6 +54,12 @@ def test_preemption(executor: CpuExecutor) -> None:
     assert not differences(found.answers, alone(executor, prompts, 3 * NEW_TOKENS))
 
 
+def test_cached_prefixes(executor: CpuExecutor, wanted: dict[str, Answer]) -> None:
+    found = run(executor, PROMPTS, NEW_TOKENS, earlier=list(PROMPTS.values()))
+    assert found.num_cached_tokens == sum((len(p) - 1) // 16 * 16 for p in PROMPTS.values())
+    assert not differences(found.answers, wanted)
+
+
 def test_one_thread_or_two(smollm2: Path, executor: CpuExecutor, wanted: dict[str, Answer]) -> None:
     single = llm.load(smollm2, threads=1, kv_bytes=1)
     found = run(single.executor, SOME, NEW_TOKENS)

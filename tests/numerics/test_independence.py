@@ -67,6 +67,17 @@ def test_preemption(
     assert not differences(found.answers, wanted)
 
 
+@pytest.mark.parametrize("num_blocks", [NUM_BLOCKS, 2 * FEW_BLOCKS])
+def test_cached_prefixes(
+    num_blocks: int, executors: dict[int, CpuExecutor], wanted: dict[str, Answer]
+) -> None:
+    """After prompts that begin like them; also where only a few of their blocks survive."""
+    earlier = [[*p[: 17 + i % 3 * 9], 2] for i, p in enumerate(PROMPTS.values())][::-1]
+    found = run(executors[1], PROMPTS, NEW_TOKENS, num_blocks=num_blocks, earlier=earlier)
+    assert found.num_cached_tokens > 0
+    assert not differences(found.answers, wanted)
+
+
 def test_the_logits_are_compared(executors: dict[int, CpuExecutor]) -> None:
     """Another history shows in the logits, even where the next token happens to be the same."""
     prompt = PROMPTS["3: 16 tokens"]

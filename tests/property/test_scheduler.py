@@ -1,4 +1,8 @@
-"""The scheduler and the block pool under arbitrary arrivals, steps and cancels."""
+"""The scheduler, the block pool and the prefix cache under arbitrary arrivals, steps and cancels.
+
+The machine keeps, for every slot of the cache, everything that its KV would depend on: the salt and all
+tokens up to its position. What a sequence finds through its block table must be its own history.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +18,44 @@ from hypothesis.stateful import (
 )
 
 from rusteeze.runtime.config import SchedulerLimits
-from rusteeze.runtime.scheduler import Chunk, Scheduler, Step
+from rusteeze.runtime.scheduler import Chunk, Scheduler, Step, precedence
 from rusteeze.runtime.sequence import FinishReason, Sequence, State
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Plays the engine: every finished prefill and decode yields a token, until the target length."""
+    """Plays the engine: every finished prefill and decode yields a token, until the target length.
+
+    Tokens are few, so that prompts and even outputs often begin alike.
+    """
 
     arrived = Bundle("arrived")
 
     @initialize(
         num_blocks=st.integers(1, 12), block_size=st.integers(1, 4), tokens=st.integers(1, 12),
-        seqs=st.integers(1, 6), length=st.integers(2, 40),
+        seqs=st.integers(1, 6), length=st.integers(2, 40), layout=st.sampled_from(["", "x", None]),
     )  # fmt: skip
-    def start(self, num_blocks: int, block_size: int, tokens: int, seqs: int, length: int) -> None:
+    def start(
+        self, num_blocks: int, block_size: int, tokens: int, seqs: int, length: int,
+        layout: str | None,
+    ) -> None:  # fmt: skip
         self.limits = SchedulerLimits(num_blocks, block_size, tokens, seqs, length)
-        self.scheduler = Scheduler(self.limits)
+        self.scheduler = Scheduler(self.limits, layout)
+        self.slots: dict[int, object] = {}
         self.live: dict[str, Sequence] = {}
         self.targets: dict[str, int] = {}
         self.tables: dict[str, list[int]] = {}
         self.count = 0
 
-    @rule(target=arrived, prompt=st.integers(1, 20), output=st.integers(1, 20))
-    def arrive(self, prompt: int, output: int) -> str:
+    @rule(
+        target=arrived, prompt=st.integers(1, 20), change=st.integers(0, 20), output=st.integers(1, 20),
+        salt=st.sampled_from(["", "salt"]), rows=st.booleans(), priority=st.integers(-2, 2),
+    )  # fmt: skip
+    def arrive(
+        self, prompt: int, change: int, output: int, salt: str, rows: bool, priority: int
+    ) -> str:
         self.count += 1
-        sequence = Sequence(f"s{self.count}", list(range(prompt)))
+        tokens = [int(position == change) for position in range(prompt)]
+        sequence = Sequence(f"s{self.count}", tokens, rows, salt, priority)
         if prompt >= self.limits.max_sequence_len:
             self.expect_refusal(sequence)
             return sequence.id
@@ -61,6 +78,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.forget(id)
         assert not self.scheduler.finish(id, FinishReason.ABORT)
 
+    @rule(id=arrived)
+    def fail(self, id: str) -> None:
+        """Of what a failed sequence held, nothing may be found again."""
+        held = list(self.live[id].block_table) if id in self.live else []
+        self.scheduler.finish(id, FinishReason.ERROR)
+        self.forget(id)
+        self.spoil(held)
+
+    def spoil(self, blocks: list[int]) -> None:
+        size = self.limits.block_size
+        in_use = {block for s in self.live.values() for block in s.block_table}
+        for block in set(blocks) - in_use:
+            for slot in range(block * size, block * size + size):
+                self.slots[slot] = "what failed"
+
     @precondition(lambda self: self.live)
     @rule()
     def step(self) -> None:
@@ -68,15 +100,39 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def run_step(self) -> None:
         decoding = [s.id for s in self.live.values() if s.state is State.RUNNING and s.num_uncomputed == 1]
+        running = {s.id for s in self.live.values() if s.state is State.RUNNING}
         step = self.scheduler.schedule()
         self.check_step(step, decoding)
+        self.check_order(step, running)
+        self.compute(step)
         self.scheduler.commit(step)
         for chunk in step.chunks:
             if chunk.samples:
                 self.sample(self.live[chunk.sequence_id])
 
+    def compute(self, step: Step) -> None:
+        """All write first, then all read, as an executor does."""
+        written = [slot for chunk in step.chunks for slot in self.slots_of(chunk, chunk.start)]
+        assert len(written) == len(set(written)), "two tokens, one slot"
+        for chunk in step.chunks:
+            history = self.history(self.live[chunk.sequence_id])
+            slots = self.slots_of(chunk, chunk.start)
+            self.slots.update(zip(slots, history[chunk.start : chunk.end], strict=True))
+        for chunk in step.chunks:
+            found = [self.slots.get(slot) for slot in self.slots_of(chunk, 0)]
+            assert found == self.history(self.live[chunk.sequence_id])[: chunk.end]
+
+    def slots_of(self, chunk: Chunk, start: int) -> list[int]:
+        size = self.limits.block_size
+        return [chunk.block_table[p // size] * size + p % size for p in range(start, chunk.end)]
+
+    def history(self, sequence: Sequence) -> list[object]:
+        """What the KV at each position depends on."""
+        tokens = sequence.token_ids
+        return [(sequence.cache_salt, *tokens[: end + 1]) for end in range(len(tokens))]
+
     def sample(self, sequence: Sequence) -> None:
-        sequence.append(1000 + sequence.num_tokens)
+        sequence.append(sequence.num_tokens % 3 % 2)
         if sequence.num_tokens == self.targets[sequence.id]:
             self.scheduler.finish(sequence.id, FinishReason.LENGTH)
             assert sequence.finish_reason is FinishReason.LENGTH
@@ -94,13 +150,28 @@ class SchedulerMachine(RuleBasedStateMachine):
         for chunk in step.chunks:
             self.check_chunk(chunk)
 
+    def check_order(self, step: Step, running: set[str]) -> None:
+        """Nobody is admitted before one who goes first, nobody preempted before one who goes last."""
+        waiting = [precedence(s) for s in self.live.values() if s.state is State.WAITING]
+        new = {chunk.sequence_id for chunk in step.chunks} - running
+        assert all(precedence(self.live[id]) < min(waiting, default=(1 << 60, 0)) for id in new)
+        assert not (new and step.preempted)
+        victims = [precedence(self.live[id]) for id in step.preempted]
+        assert victims == sorted(victims, reverse=True)
+        stayed = running - set(step.preempted)
+        assert all(precedence(self.live[id]) < min(victims, default=(1 << 60, 0)) for id in stayed)
+
     def check_chunk(self, chunk: Chunk) -> None:
         sequence = self.live[chunk.sequence_id]
         assert chunk.token_ids == tuple(sequence.token_ids[chunk.start : chunk.end])
         assert chunk.start == sequence.num_computed
         assert len(chunk.token_ids) > 0
         assert chunk.end <= len(chunk.block_table) * self.limits.block_size
-        assert chunk.samples == (chunk.end == sequence.num_tokens) == (chunk.num_rows == 1)
+        assert chunk.samples == (chunk.end == sequence.num_tokens)
+        assert chunk.num_rows == max(0, chunk.end - max(chunk.start, sequence.next_row))
+        assert chunk.start <= sequence.next_row, "a wanted row was skipped"
+        if self.scheduler.prefixes is None:
+            assert not sequence.num_cached_tokens
 
     def forget(self, id: str) -> None:
         self.live.pop(id, None)
@@ -112,9 +183,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.scheduler.check_integrity()
         pool = self.scheduler.pool
-        held = [block for s in self.live.values() for block in s.block_table]
-        assert len(held) == len(set(held)), "a block is in two tables"
+        held = {block for s in self.live.values() for block in s.block_table}
         assert pool.num_free + len(held) == pool.num_blocks
+        assert 0 <= pool.num_free_kept <= pool.num_free
 
     @invariant()
     def tables_only_grow(self) -> None:

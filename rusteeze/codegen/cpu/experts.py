@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from rusteeze.codegen.cpu.access import Access, Operand
 from rusteeze.codegen.cpu.emit import Emitter, i32, minimum
-from rusteeze.codegen.cpu.matmul import activations_argument, multiply_at
+from rusteeze.codegen.cpu.isa import Isa
+from rusteeze.codegen.cpu.micro_kernels import activations_argument, multiply
+from rusteeze.codegen.cpu.schedule import fallback
 from rusteeze.codegen.cpu.tiles import TILE, TileLayout
 
 
@@ -24,7 +26,7 @@ class ExpertShape:
     rows_slot: int
 
 
-def expert_linear(k: Emitter, shape: ExpertShape, index: Access, out: Access) -> None:
+def expert_linear(k: Emitter, isa: Isa, shape: ExpertShape, index: Access, out: Access) -> None:
     """y[t, j] = W[idx[t, j]] @ x. Arguments: x, idx, weight, [table], [bias [E, N]], y [T, top, N].
 
     Columns are shared among the threads."""
@@ -35,6 +37,7 @@ def expert_linear(k: Emitter, shape: ExpertShape, index: Access, out: Access) ->
     table = k.pointer("float32") if layout.format.family == "codebook" else None
     biases = k.pointer("float32") if shape.bias else None
     target = Operand.argument(k, out)
+    ahead = fallback(isa, shape.activation).ahead(1)
     first, count = k.share(i32(layout.num_tiles))
     with k.loop(k.step(shape.rows_slot)) as t, k.loop(shape.top) as j:
         expert = k.let(idx.load(k, t, (j,)))
@@ -44,7 +47,7 @@ def expert_linear(k: Emitter, shape: ExpertShape, index: Access, out: Access) ->
         with k.loop(count) as b:
             number = k.let(first + b)
             tile = k.offset(base, number, layout.tile_bytes, "int32")
-            acc = multiply_at(k, x, tile, layout, t, [x_at], table)
+            acc = multiply(k, x, [tile], layout, t, [x_at], ahead, table)
             parked = k.local(TILE, lanes=1)
             k.store(parked, i32(0), k.let(acc[0]))
             column = k.let(number * i32(TILE))

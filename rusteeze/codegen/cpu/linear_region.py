@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rusteeze.codegen.cpu.activations import GROUP
 from rusteeze.codegen.cpu.bodies import Env
 from rusteeze.codegen.cpu.emit import LANES, Emitter, Expr, i32
-from rusteeze.codegen.cpu.isa import Isa
-from rusteeze.codegen.cpu.matmul import Blocks, activations_argument, matmul
+from rusteeze.codegen.cpu.matmul import Blocks, Epilogue, matmul
+from rusteeze.codegen.cpu.micro_kernels import activations_argument
 from rusteeze.codegen.cpu.region import BoundRegion, Region, RegionRow
+from rusteeze.codegen.cpu.schedule import Schedule
 from rusteeze.codegen.cpu.tiles import TILE, TileLayout
 from rusteeze.ir import Node
 
@@ -34,12 +36,17 @@ class LinearAnchor:
         """The nodes whose results the matmul gives: its own, or the halves."""
         return list(self.halves) if self.halves else [self.linear]
 
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of the result, or of each half."""
+        return -(-self.columns // TILE)
+
     def blocks(self, tiles_per_block: int) -> Blocks:
-        num_tiles = -(-self.columns // TILE)
+        num_tiles = self.num_tiles
         return Blocks(num_tiles // tiles_per_block, tiles_per_block, num_tiles if self.halves else None)
 
 
-def linear_region(k: Emitter, isa: Isa, region: Region, anchor: LinearAnchor) -> None:
+def linear_region(k: Emitter, region: Region, anchor: LinearAnchor, schedule: Schedule) -> None:
     """Arguments: x, weight, [codebook], operands, results. Columns are shared among the threads."""
     x = activations_argument(k, anchor.activation, anchor.layout.k, anchor.x_stride)
     weight = k.pointer("int32")
@@ -49,9 +56,10 @@ def linear_region(k: Emitter, isa: Isa, region: Region, anchor: LinearAnchor) ->
     outputs = range(len(region.results))
     rounded = [o for o in outputs if region.rounded(o)]
     plain = [o for o in outputs if o not in rounded]
-    per_block = GROUP // TILE if rounded else 1
+    per_block = GROUP // TILE if rounded else math.gcd(schedule.block_tiles, anchor.num_tiles)
 
-    def epilogue(row: Expr, block: Expr, vectors: list[Expr]) -> None:
+    def compute(row: Expr, block: Expr, vectors: list[Expr]) -> list[Expr]:
+        """Everything but rounding; the vectors that are to be rounded, by output and column."""
         here = bound.row(row)
         envs: list[Env] = []
         for c in range(per_block):
@@ -60,11 +68,15 @@ def linear_region(k: Emitter, isa: Isa, region: Region, anchor: LinearAnchor) ->
             here.evaluate(nodes, env, column, LANES)
             here.store(plain, column, env)
             envs.append(env)
-        for o in rounded:
-            bound.store_group(o, row, block, [env[region.computed(o)] for env in envs])
+        return [env[region.computed(o)] for o in rounded for env in envs]
+
+    def finish(row: Expr, block: Expr, vectors: list[Expr]) -> None:
+        for n, o in enumerate(rounded):
+            bound.store_group(o, row, block, vectors[n * per_block : (n + 1) * per_block])
 
     rows = k.step(region.rows_slot)
-    matmul(k, x, weight, anchor.layout, rows, anchor.blocks(per_block), epilogue, isa.row_tiles, table)
+    epilogue = Epilogue(compute, finish if rounded else None)
+    matmul(k, x, weight, anchor.layout, rows, anchor.blocks(per_block), epilogue, schedule, table)
 
 
 def _products(here: RegionRow, anchor: LinearAnchor, column: Expr, products: list[Expr]) -> Env:

@@ -47,11 +47,12 @@ LOWERINGS: dict[str, Callable[[Lowering, Node], None]] = {
 
 @dataclass(frozen=True)
 class Lowered:
-    """A plan, the kernels that it calls and the weights that it reads."""
+    """A plan, the kernels that it calls and the weights that it reads; and with which options."""
 
     plan: Plan
     kernels: dict[str, Kernel]
     statics: Statics
+    options: LoweringOptions
 
 
 def lower(graph: Graph, options: LoweringOptions) -> Lowered:
@@ -63,7 +64,7 @@ def lower(graph: Graph, options: LoweringOptions) -> Lowered:
         if node.op.name not in LOWERINGS:
             raise LoweringError(f"no CPU kernel for {print_node_line(node)} ({node.origin})")
         LOWERINGS[node.op.name](ctx, node)
-    return Lowered(make_plan(ctx), ctx.kernels, ctx.statics)
+    return Lowered(make_plan(ctx), ctx.kernels, ctx.statics, options)
 
 
 __all__ = ["Lowered", "LoweringError", "LoweringOptions", "lower"]

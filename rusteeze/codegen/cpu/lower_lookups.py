@@ -57,7 +57,7 @@ def lower_expert_linear(ctx: Lowering, node: Node) -> None:
     label = f"expert_linear_{layout.format}_{kind}_top{shape.top}_k{width}_n{n}"
     ctx.call(
         label, f"{shape}|{index.access.key()}|{out.access.key()}",
-        lambda k, _isa: experts.expert_linear(k, shape, index.access, out.access), reads, [at(out)], node,
+        lambda k, isa: experts.expert_linear(k, isa, shape, index.access, out.access), reads, [at(out)], node,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from rusteeze.codegen.cpu.lowering import (
     Lowering,
     LoweringError,
     Pointer,
+    Tunable,
     at,
     matrix,
     rounding_of,
@@ -22,6 +23,7 @@ from rusteeze.codegen.cpu.lowering import (
 from rusteeze.codegen.cpu.norm_region import norm_region
 from rusteeze.codegen.cpu.pointwise_region import pointwise_region
 from rusteeze.codegen.cpu.region import Region, Result
+from rusteeze.codegen.cpu.schedule import MatmulKey
 from rusteeze.codegen.cpu.tiles import TileLayout, tile_format
 from rusteeze.codegen.statics import format_of
 from rusteeze.codegen.views import RoundedView, inner_shape
@@ -61,11 +63,13 @@ def lower_linear(ctx: Lowering, node: Node) -> None:
         body, tuple(v.access if v else None for v in views), results, ctx.rows_slot(node.results[0])
     )
     anchor = LinearAnchor(linear, halves, layout, kind, stride)
-    label = f"linear_{_label(body, linear)}_{layout.format}_{kind}_k{layout.k}_n{layout.n}"
-    ctx.call(
-        label, f"{stride}|{_key(region)}",
-        lambda k, isa: linear_region(k, isa, region, anchor), reads, writes, node,
-    )  # fmt: skip
+    epilogue = _label(body, linear)
+    label = f"linear_{epilogue}_{layout.format}_{kind}_k{layout.k}_n{layout.n}"
+    tunable = Tunable(
+        MatmulKey(str(layout.format), kind, layout.k, layout.n, epilogue),
+        lambda k, schedule: linear_region(k, region, anchor, schedule),
+    )
+    ctx.call_tunable(label, f"{stride}|{_key(region)}", tunable, reads, writes, node)
 
 
 def lower_norm(ctx: Lowering, node: Node) -> None:

@@ -11,6 +11,7 @@ from rusteeze.codegen.cpu.access import Access
 from rusteeze.codegen.cpu.activations import row_bytes
 from rusteeze.codegen.cpu.emit import STEP_ROWS, STEP_TOKENS, Emitter
 from rusteeze.codegen.cpu.isa import Isa
+from rusteeze.codegen.cpu.schedule import MatmulKey, Schedule, Table, choose
 from rusteeze.codegen.cpu.tiles import TileLayout
 from rusteeze.codegen.statics import Layout, Statics
 from rusteeze.codegen.views import (
@@ -34,11 +35,20 @@ class LoweringError(UserError):
 
 
 @dataclass(frozen=True)
+class Tunable:
+    """How to emit a kernel with any schedule."""
+
+    key: MatmulKey
+    emit: Callable[[Emitter, Schedule], None]
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A kernel to build for every instruction set. ``emit`` fills an Emitter."""
 
     name: str
     emit: EmitKernel = field(compare=False)
+    tunable: Tunable | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,12 @@ class PendingCall:
 @dataclass(frozen=True)
 class LoweringOptions:
     """``cache_dtype``: element type of the KV cache, "f32" or "bf16". ``isas``: for which libraries will
-    be built, by preference."""
+    be built, by preference. ``tables``: where schedules are looked up, the first that has one wins."""
 
     cache_dtype: str = "f32"
     max_model_len: int = 4096
     isas: tuple[Isa, ...] = ()
+    tables: tuple[Table, ...] = ()
 
 
 class Lowering:
@@ -167,17 +178,31 @@ class Lowering:
     # ---- calls ----------------------------------------------------------------------------------
     def call(
         self, label: str, key: str, emit: EmitKernel, reads: list[Pointer], writes: list[Pointer],
-        node: Node,
+        node: Node, tunable: Tunable | None = None,
     ) -> None:  # fmt: skip
         """Record a call with the arguments ``reads + writes``; kernels of equal key are shared."""
         name = f"{label}_{hashlib.sha256(f'{label}|{key}'.encode()).hexdigest()[:8]}"
-        self.kernels.setdefault(name, Kernel(name, emit))
+        self.kernels.setdefault(name, Kernel(name, emit, tunable))
         self.calls.append(
             PendingCall(
                 name, tuple(reads + writes), frozenset(p.target for p in reads),
                 frozenset(p.target for p in writes), node,
             )
         )  # fmt: skip
+
+
+    def call_tunable(
+        self, label: str, key: str, tunable: Tunable, reads: list[Pointer], writes: list[Pointer],
+        node: Node,
+    ) -> None:  # fmt: skip
+        """The same for a kernel with a schedule, which is part of its key, for every instruction set."""
+        tables = self.options.tables
+        schedules = [choose(tunable.key, isa, tables) for isa in self.options.isas]
+
+        def emit(k: Emitter, isa: Isa) -> None:
+            tunable.emit(k, choose(tunable.key, isa, tables))
+
+        self.call(label, f"{key}|{schedules}", emit, reads, writes, node, tunable)
 
 
 def at(view: View) -> Pointer:

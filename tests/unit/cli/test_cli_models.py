@@ -16,6 +16,7 @@ from click.testing import Result
 from rusteeze import source
 from rusteeze.artifact import cache
 from rusteeze.artifact.cache import get_or_build
+from rusteeze.artifact.tuned import fingerprint
 from rusteeze.cli import artifacts, extras
 from rusteeze.cli.output import bytes_text
 from rusteeze.config import CompileOptions
@@ -45,7 +46,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append((Path(model).name, out, options))
         progress("tracing", 0.1)
         found = source.resolve(model)
-        return get_or_build(source.key(found, options, compiler_version()), _build)
+        return get_or_build(source.key(found, options, compiler_version(), fingerprint()), _build)
 
     module = ModuleType("rusteeze.compiler")
     module.compile_model = compile_model  # type: ignore[attr-defined]
@@ -80,6 +81,14 @@ def test_compile_to_a_folder_always_compiles(run: Run, gguf: Path, compiler: lis
 def test_a_cached_model_is_not_compiled_again(run: Run, gguf: Path, compiler: list[Any]) -> None:
     assert run("compile", gguf).stdout == run("compile", gguf).stdout
     assert len(compiler) == 1
+
+
+def test_force_compiles_what_is_cached(run: Run, gguf: Path, compiler: list[Any]) -> None:
+    run("compile", gguf)
+    assert run("compile", gguf, "--force").exit_code == 0
+    assert len(compiler) == 2
+    assert run("compile", gguf).exit_code == 0
+    assert len(compiler) == 2
 
 
 @pytest.mark.parametrize(

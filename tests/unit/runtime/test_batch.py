@@ -30,6 +30,17 @@ def test_a_ragged_batch_of_prefill_and_decodes() -> None:
         assert array_.tolist() == values, name
 
 
+def test_a_batch_of_decodes_is_what_it_would_be_beside_a_prefill() -> None:
+    decodes = (chunk(9, (60,), [5, 1, 4, 8]), chunk(0, (61,), [6]), chunk(15, (62,), [2, 3, 9, 7, 10]))
+    alone = build_batch(Step(decodes), block_size=4)
+    mixed = build_batch(Step((*decodes, chunk(0, (50, 51), [0]))), block_size=4)
+    for name in ("input_ids", "positions", "slot_mapping", "rows", "context_len", "block_tables"):
+        found, wanted = getattr(alone, name), getattr(mixed, name)[:3]
+        assert found.dtype == wanted.dtype == np.int32, name
+        assert found.tolist() == wanted.tolist(), name
+    assert alone.query_start.tolist() == mixed.query_start[:4].tolist()
+
+
 def test_several_rows_of_one_chunk() -> None:
     step = Step((chunk(0, (1, 2, 3, 4), [0], 3), chunk(0, (5, 6), [1], 2)))
     assert build_batch(step, 4).rows.tolist() == [1, 2, 3, 4, 5]

@@ -3,14 +3,16 @@ from __future__ import annotations
 import pytest
 
 from rusteeze.runtime.config import SchedulerLimits
-from rusteeze.runtime.scheduler import Scheduler, Step
+from rusteeze.runtime.scheduler import AGING, Scheduler, Step
 from rusteeze.runtime.sequence import FinishReason, Sequence, State
 
 
 def scheduler(
     num_blocks: int = 100, block_size: int = 4, tokens: int = 16, seqs: int = 8, length: int = 256
 ) -> Scheduler:  # fmt: skip
-    return Scheduler(SchedulerLimits(num_blocks, block_size, tokens, seqs, length))
+    """Without prefix caching, which test_prefix_cache.py covers."""
+    limits = SchedulerLimits(num_blocks, block_size, tokens, seqs, length)
+    return Scheduler(limits, cache_layout=None)
 
 
 def add(target: Scheduler, **lengths: int) -> list[Sequence]:
@@ -68,7 +70,7 @@ def test_prompt_rows_are_wanted_once_even_after_preemption() -> None:
     sequence = Sequence("a", list(range(6)), prompt_rows=True)
     target.add(sequence)
     assert [c.num_rows for c in run(target, [sequence]).chunks] == [4]
-    target._preempt_latest()
+    target._preempt_last()
     rows = [[c.num_rows for c in run(target, [sequence]).chunks] for _ in range(3)]
     assert rows == [[0], [2], [1]]
 
@@ -156,6 +158,55 @@ def test_commit_passes_over_what_finished_meanwhile() -> None:
     target.commit(step)
     target.check_integrity()
     assert [s.num_computed for s in target.sequences()] == [2]
+
+
+def arrive(target: Scheduler, **priorities: int) -> list[Sequence]:
+    sequences = [Sequence(id, [1, 2, 3], priority=p) for id, p in priorities.items()]
+    for sequence in sequences:
+        target.add(sequence)
+    return sequences
+
+
+def test_lower_priorities_go_first_and_equal_ones_in_order_of_arrival() -> None:
+    target = scheduler(seqs=3)
+    arrive(target, late=1, first=0, second=0, urgent=-5)
+    assert list(shape(target.schedule())) == ["urgent", "first", "second"]
+
+
+def test_the_lowest_class_is_preempted_its_latest_arrival_first() -> None:
+    target = scheduler(num_blocks=10, block_size=1, tokens=16, seqs=3)
+    sequences = [Sequence(i, [1, 2], priority=p) for i, p in {"a": 1, "b": 1, "c": 0}.items()]
+    target.add(sequences[0])
+    run(target, sequences)
+    for sequence in sequences[1:]:
+        target.add(sequence)
+    run(target, sequences)
+    preempted = [id for _ in range(4) for id in run(target, sequences).preempted]
+    assert preempted == ["b", "a"]
+    assert [s.id for s in target.sequences()] == ["c", "a", "b"]
+
+
+def test_a_prefill_of_high_priority_does_not_delay_decodes() -> None:
+    target = scheduler()
+    sequences = arrive(target, low=0)
+    run(target, sequences)
+    urgent = Sequence("urgent", [1] * 40, priority=-1)
+    target.add(urgent)
+    sequences.append(urgent)
+    assert [shape(run(target, sequences)) for _ in range(2)] == [{"low": 1, "urgent": 15}] * 2
+
+
+def test_no_class_starves() -> None:
+    """A stream of urgent requests, one place: the others are overtaken by AGING per unit, no more."""
+    target = scheduler(seqs=1)
+    arrive(target, patient=2)
+    served = []
+    while not served or served[-1] != "patient":
+        arrive(target, **{f"urgent-{len(served)}": 0})
+        (id,) = shape(target.schedule())
+        target.finish(id, FinishReason.STOP)
+        served.append(id)
+    assert len(served) - 1 == 2 * AGING - 1
 
 
 def test_an_id_in_use_is_refused() -> None:

@@ -1,0 +1,1 @@
+"""Measured search for schedules, kernel by kernel."""

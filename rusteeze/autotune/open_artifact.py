@@ -1,0 +1,60 @@
+"""An artifact as the compiler sees it: its graph lowered again, so that kernels can be built anew.
+
+Weights stay as they are: no schedule changes how they lie.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rusteeze.artifact.contract import Plan, decode_plan
+from rusteeze.artifact.store import Manifest, member, verify
+from rusteeze.codegen.cpu.lower import Lowered
+from rusteeze.compiler import building, lower_for_host
+from rusteeze.errors import UserError
+from rusteeze.ir import parse
+from rusteeze.observe import Observer
+from rusteeze.runtime.weights import WeightFile
+from rusteeze.version import compiler_version
+
+
+class OpenArtifact:
+    """``plan`` and ``weights`` as compiled, ``kernels`` as code generation would make them now.
+
+    UserError when another version of the compiler made it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest = verify(path)
+        if self.manifest.compiler != compiler_version():
+            raise UserError(f"{path.name}: made by another version of Rusteeze; compile the model again")
+        self.plan: Plan = decode_plan(member(path, self.manifest, "plan.json").read_bytes())
+        self.weights = WeightFile(member(path, self.manifest, "weights.safetensors"))
+
+    def lowered(self) -> Lowered:
+        """With the schedules that are known by now."""
+        graph = parse(member(self.path, self.manifest, "graph.ir").read_text(encoding="utf-8"))
+        return lower_for_host(graph, str(self.manifest.facts["activations"]), self.plan.max_model_len)
+
+    def rebuilt(self) -> Callable[[Path], None]:
+        """Writes this artifact with new kernels into a folder."""
+
+        def build(folder: Path) -> None:
+            lowered = self.lowered()
+            with building(lowered, folder, None, Observer.from_environment()):
+                for name in self.manifest.files:
+                    if not (folder / name).exists() and not name.startswith("cpu/"):
+                        _share(self.path / name, folder / name)
+
+        return build
+
+
+def _share(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the disk is another."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,257 @@
+"""The innermost loops of a matmul: R rows times tiles of 16 columns, accumulated in registers.
+
+For every element of the product the order of the sum is the same for every R and any number of tiles:
+that makes a token's result independent of the batch, and of the schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from rusteeze.codegen.cpu.activations import GROUP, HEADER
+from rusteeze.codegen.cpu.emit import (
+    Buffer,
+    Emitter,
+    Expr,
+    bits_as,
+    convert,
+    fma,
+    i32,
+    splat,
+)
+from rusteeze.codegen.cpu.tiles import TILE, TileLayout
+
+
+@dataclass
+class Activations:
+    """A matmul's left operand. ``kind`` as in activations.py; ``stride`` counts elements per row."""
+
+    kind: str
+    data: Buffer  # float32, or int32 words of int8 codes or of bf16 pairs
+    stride: int
+    header: Buffer | None = None
+    header_int: Buffer | None = None
+    groups: int = 0
+
+
+def activations_argument(k: Emitter, kind: str, columns: int, stride: int) -> Activations:
+    """The operand as the kernel's next argument(s)."""
+    if kind == "f32":
+        return Activations(kind, k.pointer("float32"), stride)
+    words = k.pointer("int32")
+    if kind == "bf16":
+        return Activations(kind, words, stride // 2)
+    header = k.pointer("float32")
+    ints = k.offset(header, i32(0), 0, "int32")
+    return Activations(kind, words, columns // 4, header, ints, columns // GROUP)
+
+
+def multiply(
+    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, row: Expr, starts: list[Expr],
+    ahead: int, table: Buffer | None,
+) -> Buffer:  # fmt: skip
+    """Accumulators of 16 columns: for each tile one for each of the rows that begin at ``starts``
+    (elements of x). ``row`` counts group headers; weights are asked for ``ahead`` bytes before use."""
+    acc = k.local(len(tiles) * len(starts))
+    for i in range(len(tiles) * len(starts)):
+        k.store(acc, i, splat(0.0, TILE))
+    if x.kind == "q8":
+        _multiply_q8(k, x, tiles, layout, row, starts, acc, ahead)
+    elif x.kind == "bf16":
+        _multiply_bf16(k, x, tiles, layout, starts, acc, ahead)
+    else:
+        for j, tile in enumerate(tiles):
+            _multiply_f32(k, x, tile, layout, starts, acc, j * len(starts), table)
+    return acc
+
+
+def _accumulate(k: Emitter, acc: Buffer, i: int, a: Expr, b: Expr) -> None:
+    k.store(acc, i, fma(a, b, acc[i]))
+
+
+# ---- float32 activations: weights are turned into float32 in registers --------------------------
+def _multiply_f32(
+    k: Emitter, x: Activations, tile: Buffer, layout: TileLayout, rows: list[Expr], acc: Buffer,
+    at: int, table: Buffer | None,
+) -> None:  # fmt: skip
+    """Into the accumulators from ``at`` on, one tile after the other."""
+    if layout.format.family == "dense":
+        _multiply_f32_dense(k, x, tile, layout, rows, acc, at)
+        return
+    group = layout.format.group
+    with k.loop(layout.num_groups) as g:
+        record = k.let(g * i32(layout.record_bytes // 4))
+        scale, low = _scales(k, tile, layout, record)
+        per_word = 8 if layout.code_bits == 4 else 4
+        unrolled = math.gcd(group, GROUP)
+        with k.loop(group // unrolled) as part:
+            first = k.let(g * i32(group) + part * i32(unrolled))
+            words = k.let(record + part * i32(unrolled // per_word * TILE))
+            for z in range(unrolled // per_word):
+                word = k.let(tile.load(words + i32(z * TILE), TILE))
+                for j in range(per_word):
+                    shift = (8 * (j % 4) + 4 * (j // 4)) if per_word == 8 else 8 * j
+                    code = _bits(word, shift, layout.code_bits)
+                    value = k.let(_decode(code, layout, scale, low, table))
+                    column = k.let(first + i32(z * per_word + j))
+                    for i, row in enumerate(rows):
+                        _accumulate(k, acc, at + i, splat(x.data[row + column], TILE), value)
+
+
+def _multiply_f32_dense(
+    k: Emitter, x: Activations, tile: Buffer, layout: TileLayout, rows: list[Expr], acc: Buffer,
+    at: int,
+) -> None:  # fmt: skip
+    dtype = layout.format.dtype
+    if dtype == "bf16":
+        with k.loop(layout.k // 2) as pair:
+            word = k.let(tile.load(pair * i32(TILE), TILE))
+            low = k.let(bits_as(tirx.shift_left(word, splat(i32(16), TILE)), "float32"))
+            high = k.let(bits_as(tirx.bitwise_and(word, splat(i32(-65536), TILE)), "float32"))
+            for j, value in enumerate((low, high)):
+                for i, row in enumerate(rows):
+                    _accumulate(
+                        k, acc, at + i, splat(x.data[row + pair * i32(2) + i32(j)], TILE), value
+                    )
+        if layout.k % 2:
+            word = k.let(tile.load(i32(layout.k // 2 * TILE), TILE))
+            value = k.let(bits_as(tirx.shift_left(word, splat(i32(16), TILE)), "float32"))
+            for i, row in enumerate(rows):
+                _accumulate(k, acc, at + i, splat(x.data[row + i32(layout.k - 1)], TILE), value)
+        return
+    values = k.offset(tile, i32(0), 0, "float32" if dtype == "f32" else "float16")
+    with k.loop(layout.k) as column:
+        value = k.let(convert(values.load(column * i32(TILE), TILE), "float32"))
+        for i, row in enumerate(rows):
+            _accumulate(k, acc, at + i, splat(x.data[row + column], TILE), value)
+
+
+def _scales(
+    k: Emitter, tile: Buffer, layout: TileLayout, record: Expr
+) -> tuple[Expr, Expr | None]:
+    """Scale and minimum of 16 columns as float32 vectors; ``record`` counts 32-bit words."""
+    half = layout.format.dtype == "f16"
+    view = k.offset(tile, i32(0), 0, "float16" if half else "float32")
+    at = k.let(record * i32(2 if half else 1) + i32(layout.code_bytes // (2 if half else 4)))
+    scale = k.let(convert(view.load(at, TILE), "float32"))
+    if not layout.has_minimum:
+        return scale, None
+    return scale, k.let(convert(view.load(at + i32(TILE), TILE), "float32"))
+
+
+def _bits(word: Expr, shift: int, width: int) -> Expr:
+    if shift:
+        word = tirx.shift_right(word, splat(i32(shift), TILE))
+    return tirx.bitwise_and(word, splat(i32((1 << width) - 1), TILE))
+
+
+def _decode(
+    code: Expr, layout: TileLayout, scale: Expr, low: Expr | None, table: Buffer | None
+) -> Expr:
+    if layout.format.family == "codebook":
+        assert table is not None
+        return tirx.BufferLoad(table.buffer, [code]) * scale
+    value = convert(code, "float32")
+    if low is not None:
+        return fma(value, scale, low)
+    return (value - splat(float(layout.format.zero), TILE)) * scale
+
+
+# ---- int8 activations: integer dot products per group --------------------------------------------
+def _dot4(acc: Expr, a: Expr, b: Expr) -> Expr:
+    return tirx.call_pure_extern("int32x16", "rz_dot4", acc, a, b)
+
+
+def _multiply_q8(
+    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, row: Expr, rows: list[Expr],
+    acc: Buffer, ahead: int,
+) -> None:  # fmt: skip
+    """Per 32 inputs: exact integer sums, then float32 with the scales of both sides."""
+    assert x.header is not None
+    assert x.header_int is not None
+    f = layout.format
+    n = len(rows)
+    ints = k.local(len(tiles) * n, "int32")
+    headers = [k.let((row + i32(i)) * i32(x.groups * HEADER)) for i in range(n)]
+    span = max(f.group, GROUP)
+    with k.loop(layout.k // span) as s:
+        for sub in range(span // f.group):
+            g = k.let(s * i32(span // f.group) + i32(sub))
+            record = k.let(g * i32(layout.record_bytes // 4))
+            scales = [_scales(k, tile, layout, record) for tile in tiles]
+            for part in range(max(1, f.group // GROUP)):
+                width = min(f.group, GROUP)
+                block = k.let(s * i32(span // GROUP) + i32(part))
+                half = 0 if f.group >= GROUP else 1 + sub
+                for i in range(n):
+                    start = _start(x, layout, headers[i], block, half)
+                    for j in range(len(tiles)):
+                        k.store(ints, j * n + i, start)
+                first = part * GROUP if f.group >= GROUP else sub * width
+                for j, tile in enumerate(tiles):
+                    _dots(k, x, tile, layout, record, part, width, s, span, first, rows, ints, j * n, ahead)
+                for i in range(n):
+                    head = k.let(headers[i] + block * i32(HEADER))
+                    factor = splat(x.header[head], TILE)
+                    for j, (scale, low) in enumerate(scales):
+                        product = convert(ints[j * n + i], "float32") * factor
+                        _accumulate(k, acc, j * n + i, product, scale)
+                        if low is not None:
+                            total = splat(x.header[head + i32(1 + half)], TILE)
+                            _accumulate(k, acc, j * n + i, low, total)
+
+
+def _start(x: Activations, layout: TileLayout, header: Expr, block: Expr, half: int) -> Expr:
+    """What the integer sum starts from: the zero point's share, -zero * sum of the activations."""
+    assert x.header_int is not None
+    zero = layout.format.zero if not layout.has_minimum else 0
+    if not zero:
+        return splat(i32(0), TILE)
+    total = x.header_int[header + block * i32(HEADER) + i32(4 + half)]
+    return splat(total * i32(-zero), TILE)
+
+
+def _dots(
+    k: Emitter, x: Activations, tile: Buffer, layout: TileLayout, record: Expr, part: int,
+    width: int, s: Expr, span: int, first: int, rows: list[Expr], ints: Buffer, at_int: int,
+    ahead: int,
+) -> None:  # fmt: skip
+    per_word = 8 if layout.code_bits == 4 else 4
+    words = width // per_word
+    column = k.let(s * i32(span // 4) + i32(first // 4))
+    nibbles = splat(i32(0x0F0F0F0F), TILE)
+    for z in range(words):
+        at = k.let(record + i32((part * words + z) * TILE))
+        word = k.let(tile.load(at, TILE))
+        if ahead:
+            k.prefetch(tile, at, ahead)
+        if per_word == 8:
+            low = k.let(tirx.bitwise_and(word, nibbles))
+            high = k.let(tirx.bitwise_and(tirx.shift_right(word, splat(i32(4), TILE)), nibbles))
+            pieces = [(low, 2 * z), (high, 2 * z + 1)]
+        else:
+            pieces = [(word, z)]
+        for i, at_row in enumerate(rows):
+            for codes, offset in pieces:
+                b = splat(x.data[at_row + column + i32(offset)], TILE)
+                k.store(ints, at_int + i, _dot4(ints[at_int + i], codes, b))
+
+
+# ---- bf16 activations and weights ------------------------------------------------------------------
+def _multiply_bf16(
+    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, rows: list[Expr], acc: Buffer,
+    ahead: int,
+) -> None:  # fmt: skip
+    with k.loop((layout.k + 1) // 2) as pair:
+        words = [k.let(tile.load(pair * i32(TILE), TILE)) for tile in tiles]
+        if ahead:
+            for tile in tiles:
+                k.prefetch(tile, pair * i32(TILE), ahead)
+        for i, at in enumerate(rows):
+            b = splat(x.data[at + pair], TILE)
+            for j, word in enumerate(words):
+                a = j * len(rows) + i
+                k.store(acc, a, tirx.call_pure_extern("float32x16", "rz_dot_bf16", acc[a], word, b))

@@ -1,0 +1,1 @@
+"""HTTP: the OpenAI API over an engine. Knows requests, limits and metrics; knows no kernels."""

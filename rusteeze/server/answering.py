@@ -1,0 +1,142 @@
+"""From sequences to an HTTP answer, whole or as a stream: one path for both endpoints.
+
+A client that leaves, in any state, has its sequences cancelled; they end in the engine's next step. A
+stream ends with a finish reason for every choice, the usage if asked for, and ``[DONE]``; one that
+fails on the way ends with an error event instead, never silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from rusteeze.runtime.engine_thread import EngineStopped
+from rusteeze.runtime.interface import Completion, FinishReason, RequestError, RequestOutput
+from rusteeze.server.errors import ApiError, bad_request, internal, overloaded, unavailable
+from rusteeze.server.replies import Asked, QueueFull, Reply
+from rusteeze.server.service import Service
+
+_log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+
+DONE = b"data: [DONE]\n\n"
+EVENT_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Renderer(Protocol):
+    """Puts the outputs of sequences into one endpoint's wire format."""
+
+    def chunks(self, index: int, output: RequestOutput) -> Iterator[msgspec.Struct]:
+        """The events that one output of sequence ``index`` makes."""
+        ...
+
+    def last_chunks(self) -> Iterator[msgspec.Struct]:
+        """The events after the last output."""
+        ...
+
+    def whole(self, completions: Sequence[Completion]) -> msgspec.Struct: ...
+
+
+class Answer:
+    """The answer to one request; an ASGI application, as Starlette's responses are.
+
+    The sequences are submitted at once, so that a refusal is an ordinary error."""
+
+    def __init__(
+        self, service: Service, asked: Sequence[Asked], renderer: Renderer, stream: bool,
+        headers: dict[str, str],
+    ) -> None:  # fmt: skip
+        self._service = service
+        self._renderer = renderer
+        self._stream = stream
+        self._headers = [(k.encode(), v.encode()) for k, v in headers.items()]
+        self._reply, self._ids = submit(service, asked, each=stream)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watcher = asyncio.create_task(self._cancel_on_disconnect(receive))
+        try:
+            await (self._send_stream(send) if self._stream else self._send_whole(send))
+        except ClientDisconnect:
+            pass  # there is nobody left to tell
+        finally:
+            watcher.cancel()
+            self._service.engine.cancel(self._ids)
+
+    async def _cancel_on_disconnect(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._service.engine.cancel(self._ids)
+
+    async def _send_whole(self, send: Send) -> None:
+        outputs: list[list[RequestOutput]] = [[] for _ in self._ids]
+        for index, output in await self._reply.take():
+            self._check(output)
+            outputs[index].append(output)
+        body = _encode(self._renderer.whole([Completion.collect(each) for each in outputs]))
+        start = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send(_start(start + self._headers))
+        await self._send(send, body, more=False)
+
+    async def _send_stream(self, send: Send) -> None:
+        batch = await self._reply.take()
+        for _, output in batch:
+            self._check(output)  # nothing is sent yet, so this is still an ordinary error
+        await send(_start(EVENT_STREAM + self._headers))
+        try:
+            while batch:
+                await self._send(send, b"".join(self._events(batch)))
+                batch = await self._reply.take()
+            last = map(_event, self._renderer.last_chunks())
+            await self._send(send, b"".join([*last, DONE]), more=False)
+        except ApiError as error:
+            await self._send(send, _event(error.body()), more=False)
+
+    def _events(self, batch: Iterable[tuple[int, RequestOutput]]) -> Iterator[bytes]:
+        for index, output in batch:
+            self._check(output)
+            yield from map(_event, self._renderer.chunks(index, output))
+
+    def _check(self, output: RequestOutput) -> None:
+        """ApiError or ClientDisconnect when the sequence did not end by itself."""
+        if output.finish_reason is FinishReason.ERROR:
+            _log.error("sequence %s: %s", output.request_id, output.error)
+            raise internal()
+        if output.finish_reason is FinishReason.ABORT:
+            if self._service.draining:
+                raise unavailable("the server is shutting down", 1)
+            raise ClientDisconnect
+
+    @staticmethod
+    async def _send(send: Send, body: bytes, more: bool = True) -> None:
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def submit(service: Service, asked: Sequence[Asked], each: bool) -> tuple[Reply, list[str]]:
+    """Submit the sequences of one request together. ApiError when they cannot be taken."""
+    try:
+        return service.engine.submit(asked, each)
+    except QueueFull:
+        raise overloaded(service.limits.retry_after_seconds) from None
+    except RequestError as error:
+        raise bad_request(str(error)) from error
+    except EngineStopped:
+        wait = service.limits.retry_after_seconds
+        raise unavailable("the engine has stopped", wait) from None
+
+
+def _start(headers: list[tuple[bytes, bytes]]) -> dict[str, object]:
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def _event(value: msgspec.Struct) -> bytes:
+    return b"data: %b\n\n" % _encode(value)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from live import MODEL, Live
+from tiny_tokenizers import tokenizer
+
+from rusteeze.server.openapi import below
+
+WORDS = tokenizer()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=30))
+def test_there_and_back(text: str, tiny: Live) -> None:
+    there = tiny.ask("POST", "/tokenize", {"prompt": text, "return_token_strs": True}).json()
+    assert there["tokens"] == WORDS.encode(text, add_special_tokens=False)
+    assert there["count"] == len(there["tokens"]) == len(there["token_strs"])
+    back = tiny.ask("POST", "/detokenize", {"tokens": there["tokens"], "model": MODEL}).json()
+    assert back == {"prompt": WORDS.decode(there["tokens"], skip_special_tokens=False)}
+
+
+def test_messages_are_counted_as_the_chat_counts_them(tiny: Live) -> None:
+    messages = [{"role": "user", "content": "the cat"}]
+    counted = tiny.ask("POST", "/tokenize", {"messages": messages}).json()
+    assert counted["count"] == tiny.chat(messages=messages).json()["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("body", [{}, {"prompt": 1}, {"messages": []}, {"prompt": "a", "model": "other"}])
+def test_refusals(body: dict[str, object], tiny: Live) -> None:
+    assert tiny.ask("POST", "/tokenize", body).status == (404 if "model" in body else 400)
+
+
+def test_ids_that_are_none(tiny: Live) -> None:
+    assert tiny.ask("POST", "/detokenize", {"tokens": [WORDS.vocab_size]}).status == 400
+    assert tiny.ask("POST", "/detokenize", {"tokens": []}).json() == {"prompt": ""}
+
+
+@pytest.mark.parametrize("bound", [1, 2, 9, 10, 11, 100, 305, 1010])
+def test_numbers_below_a_bound_as_a_pattern(bound: int) -> None:
+    pattern = re.compile(below(bound))
+    assert [n for n in range(2 * bound + 20) if pattern.search(str(n))] == list(range(bound))
+    assert not any(map(pattern.search, ["", "00", "01", "-1", "1 ", "a"]))
