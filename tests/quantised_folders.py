@@ -47,17 +47,18 @@ def uniform(weight: Array, column_group: Array, bits: int, symmetric: bool) -> t
 
 
 def save_quantised(
-    model: PreTrainedModel, folder: Path, table: Mapping[str, Any], pack: Packer, rank: int = 2
-) -> Path:
-    """Save a model below ``folder``/quantised with its matrices (or parameters of another rank) packed,
-    and plainly below the folder returned. ``table`` becomes the quantization_config."""
+    model: PreTrainedModel, folder: Path, table: Mapping[str, Any], pack: Packer, rank: int = 2,
+    kept: tuple[str, ...] = KEPT,
+) -> Path:  # fmt: skip
+    """Save a model below ``folder``/quantised with its matrices (or parameters of another rank) packed
+    but for ``kept``, and plainly below the folder returned. ``table`` becomes the quantization_config."""
     quantised, plain = folder / "quantised", folder / "plain"
     for place in (quantised, plain):
         model.save_pretrained(place)
     tensors = load_file(plain / "model.safetensors")
     stored = dict(tensors)
     for name, tensor in tensors.items():
-        if tensor.dim() == rank and not name.endswith(KEPT):
+        if tensor.dim() == rank and not name.endswith(kept):
             parts, numbers = pack(stored.pop(name).float().numpy())
             stem = name.removesuffix(".weight")
             stored |= {stem + suffix: t.contiguous() for suffix, t in parts.items()}

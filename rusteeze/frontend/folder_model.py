@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from rusteeze.frontend.checkpoint_errors import CheckpointError
 from rusteeze.frontend.conversion import ConversionPlan, meta_model, plan_conversions
-from rusteeze.frontend.quantised import read_weights
+from rusteeze.frontend.quantised import method_of, read_weights
 from rusteeze.frontend.quantised_config import QuantConfig, quantisation_of
 from rusteeze.frontend.safetensors_file import open_safetensors_model, parse_json_object
 from rusteeze.frontend.tokenizer_files import save_folder_tokenizer
@@ -148,7 +148,10 @@ def read_config(folder: Path) -> PreTrainedConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {CONFIG}; give the folder of a Hugging Face model")
-    _check_model_type(path, parse_json_object(path.read_bytes(), path).get("model_type"))
+    table = parse_json_object(path.read_bytes(), path)
+    if quantisation := quantisation_of(path, table):
+        method_of(quantisation)
+    _check_model_type(path, table.get("model_type"))
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as e:  # whatever a configuration class objects to

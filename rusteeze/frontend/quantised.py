@@ -35,7 +35,7 @@ METHODS: Mapping[str, Method] = {
 def read_weights(stored: SafetensorsModel, config: QuantConfig | None) -> dict[str, StoredWeight]:
     """All weights of a folder; no numbers are read. CheckpointError for unsupported methods, and for
     tensors that do not fit together."""
-    quantised = _quantised(stored, config) if config else {}
+    quantised = method_of(config)(stored, config) if config else {}
     claimed = {tensor for weight in quantised.values() for tensor in weight.tensors}
     plain = {name: _plain(stored, name) for name in stored.home if name not in claimed}
     if config and (twice := sorted(plain.keys() & quantised.keys())):
@@ -43,11 +43,12 @@ def read_weights(stored: SafetensorsModel, config: QuantConfig | None) -> dict[s
     return plain | quantised
 
 
-def _quantised(stored: SafetensorsModel, config: QuantConfig) -> dict[str, StoredWeight]:
+def method_of(config: QuantConfig) -> Method:
+    """The reader of a method. CheckpointError if there is none."""
     method = METHODS.get(config.method)
     if method is None:
         config.refuse("this method is not supported", f"supported are GGUF files and {', '.join(METHODS)}")
-    return method(stored, config)
+    return method
 
 
 def _plain(stored: SafetensorsModel, name: str) -> StoredWeight:

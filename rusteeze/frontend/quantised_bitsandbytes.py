@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -47,11 +47,14 @@ class _FourBitWeight:
     def __init__(self, parts: Parts, kind: str) -> None:
         self.parts, self.kind = parts, kind
         self.state = self._state()
-        self.shape = self._sizes("shape")
+        stated = self.state.get("shape")
+        if not isinstance(stated, list) or not all(map(_is_size, stated)):
+            self._refuse_state("shape")
+        self.shape = tuple(stated)
         self.count = math.prod(self.shape)
         if len(self.shape) != 2 or math.prod(parts.shape("")) != -(-self.count // 2):
             parts.refuse(f"{parts.stem} holds {list(parts.shape(''))} bytes for {list(self.shape)} codes")
-        (self.block,) = self._sizes("blocksize")
+        self.block = self._size("blocksize")
         self.table = np.ascontiguousarray(parts.scales(".quant_map", (16,)), np.float32)
         self.run = longest_run(np.arange(self.shape[1]) // math.gcd(self.shape[1], self.block))
 
@@ -77,7 +80,7 @@ class _FourBitWeight:
         blocks = (-(-self.count // self.block),)
         if self.parts.dtype(".absmax") != "U8":
             return np.ascontiguousarray(self.parts.scales(".absmax", blocks), np.float32)
-        (block,) = self._sizes("nested_blocksize")
+        block = self._size("nested_blocksize")
         offset = self.state.get("nested_offset")
         if not isinstance(offset, float) or not math.isfinite(offset):
             self._refuse_state("nested_offset")
@@ -93,16 +96,19 @@ class _FourBitWeight:
             self.parts.refuse(f"{self.parts.stem}{suffix} is too long")
         return parse_json_object(text.tobytes(), self.parts.stored.home[self.parts.stem + suffix].path)
 
-    def _sizes(self, key: str) -> tuple[int, ...]:
-        """A positive number of the state, or a list of them."""
-        value = self.state.get(key)
-        sizes = value if isinstance(value, list) else [value]
-        if not all(type(n) is int and 0 < n < 1 << 40 for n in sizes):
+    def _size(self, key: str) -> int:
+        """A positive number of the state."""
+        value: Any = self.state.get(key)
+        if not _is_size(value):
             self._refuse_state(key)
-        return tuple(sizes)
+        return int(value)
 
-    def _refuse_state(self, key: str) -> None:
+    def _refuse_state(self, key: str) -> NoReturn:
         self.parts.refuse(f"{self.parts.stem}{STATE}{self.kind} states {key} {str(self.state.get(key))[:40]}")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < 1 << 40
 
 
 def _int8_weight(parts: Parts) -> StoredWeight:

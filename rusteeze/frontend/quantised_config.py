@@ -16,6 +16,7 @@ _WORDS = {
     "bnb_4bit_quant_type": "{}", "weight_block_size": "blocks {}",
 }  # fmt: skip
 _MOST_WORDS = 8
+_HALF = 200  # of a message: names of tensors come from outside as well
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class QuantConfig:
 
     def refuse(self, what: str, instead: str) -> NoReturn:
         """CheckpointError that says how the weights are quantised, what is wrong, and what would do."""
-        raise CheckpointError(f"{self.path.parent} ({self.description}): {what}; {instead}")
+        if len(what) > 2 * _HALF:
+            what = f"{what[:_HALF]} ... {what[-_HALF:]}"
+        line = " ".join(f"({self.description}): {what}; {instead}".split())
+        raise CheckpointError(f"{self.path.parent} {line}")
 
     @property
     def description(self) -> str:

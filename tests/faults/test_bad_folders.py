@@ -82,7 +82,7 @@ def test_a_config_of_another_model(name: str, folder: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["no layers", "endless layers", "negative length", "unknown activation"]
+    "name", ["no layers", "endless layers", "negative length", "unknown activation", "quantised"]
 )
 def test_a_lone_config_that_makes_no_sense(name: str, folder: Path) -> None:
     changes, words = BAD_VALUES[name]
@@ -125,6 +125,35 @@ def test_a_tensor_of_another_type(folder: Path, out: Path) -> None:
     tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int32)
     save_file(tensors, folder / WEIGHTS)
     assert "model.norm.weight as I32" in refused_to_compile(folder, out)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("scales", torch.full((1, 32), float("nan"), dtype=torch.float16), "not finite"),
+        ("g_idx", torch.full((32,), 7, dtype=torch.int32), "outside of the 1 stored"),
+        ("qzeros", torch.zeros(1, 7, dtype=torch.int32), "no codes of 2, 3, 4 or 8 bits"),
+        ("qweight", torch.zeros(0, 32, dtype=torch.int32), "has the shape"),
+    ],
+)
+def test_broken_codes(
+    part: str, value: torch.Tensor, words: str, folder: Path, out: Path
+) -> None:
+    stem = "model.layers.0.self_attn.o_proj"
+    tensors = load_file(folder / WEIGHTS)
+    del tensors[f"{stem}.weight"]
+    parts = {
+        "qweight": torch.zeros(4, 32, dtype=torch.int32), "qzeros": torch.zeros(1, 4, dtype=torch.int32),
+        "scales": torch.ones(1, 32, dtype=torch.float16), "g_idx": torch.zeros(32, dtype=torch.int32),
+    }  # fmt: skip
+    table = {"quant_method": "gptq", "bits": 4, "group_size": -1}
+    edit_json(folder / CONFIG, quantization_config=table)
+    save_file(tensors | {f"{stem}.{name}": t for name, t in parts.items()}, folder / WEIGHTS)
+    assert rusteeze("compile", folder, "-o", out.with_name("sound.rz")).exit_code == 0
+    save_file(tensors | {f"{stem}.{name}": t for name, t in (parts | {part: value}).items()}, folder / WEIGHTS)
+    message = refused_to_compile(folder, out)
+    assert words in message
+    assert "(gptq, 4 bits, group -1)" in message
 
 
 def test_no_weights(folder: Path, out: Path) -> None:

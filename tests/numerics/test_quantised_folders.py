@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +71,21 @@ class FolderWeights(Mapping[str, Any]):
 
 
 def error_and_formats(
-    name: str, table: Mapping[str, Any], pack: Packer, folder: Path
+    name: str, table: Mapping[str, Any], pack: Packer, folder: Path, activations: str = "f32", **options: Any
 ) -> tuple[float, set[str]]:
-    model = random_model(make_config(tiny(name)))
-    plain = save_quantised(model, folder, table, pack, rank=3 if table is MXFP4 else 2)
+    """How far the compiled folder is from the dequantised model, and the formats of all its matrices."""
+    plain = save_quantised(random_model(make_config(tiny(name))), folder, table, pack, **options)
     checkpoint = open_checkpoint(folder / "quantised")
     traced = trace(checkpoint.config, MAX_MODEL_LEN)
     weights = FolderWeights(checkpoint, traced.constants)
-    step = CompiledStep(traced.graph, weights, traced.constants, folder)
+    step = CompiledStep(traced.graph, weights, traced.constants, folder, activations)
     sequences = draw_sequences()
     found = drive(step, sequences)
     step.close()
     model = AutoModelForCausalLM.from_pretrained(
         plain, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
-    formats = {checkpoint.format_of(p) for p in checkpoint.params() if "layers" in p and "norm" not in p}
+    formats = {checkpoint.format_of(p) for p in checkpoint.params() if not p.endswith("norm.weight")}
     return relative_error(found, reference_logits(model, sequences)), formats
 
 
@@ -126,6 +127,33 @@ def test_compiled_folder_matches_the_dequantised_model(case: str, tmp_path: Path
         pytest.importorskip("bitsandbytes")
     if table is INT4:
         pytest.importorskip("compressed_tensors")
-    error, formats = error_and_formats(name, table, pack, tmp_path)
+    error, formats = error_and_formats(name, table, pack, tmp_path, rank=3 if table is MXFP4 else 2)
     assert error <= TOLERANCE
     assert format in formats
+
+
+@pytest.mark.parametrize("name", ["llama3.1", "llama3.2"])  # with a head of its own, and a tied one
+def test_quantised_embeddings_and_heads(name: str, tmp_path: Path) -> None:
+    pack = gptq_packer(4, 32, symmetric=False, act_order=False)
+    error, formats = error_and_formats(name, GPTQ, pack, tmp_path, kept=())
+    assert error <= TOLERANCE
+    assert formats == {"affine4g32m-f32"}
+
+
+@pytest.mark.parametrize("case", ["gptq-llama", pytest.param("awq-llama", marks=pytest.mark.slow)])
+def test_rounded_activations_are_near(case: str, tmp_path: Path) -> None:
+    """Without experts: rounding may send a token to other ones, and then its logits are others."""
+    name, table, pack, _ = CASES[case]
+    error, _ = error_and_formats(name, table, pack, tmp_path, "int8")
+    assert TOLERANCE < error <= 0.1
+
+
+@pytest.mark.parametrize("name", ["llama3.1", pytest.param("mixtral", marks=pytest.mark.slow)])
+def test_bits_that_differ_from_tensor_to_tensor(name: str, tmp_path: Path) -> None:
+    """Neighbours that would be joined (queries and keys, experts) cannot keep their codes together."""
+    packers = cycle(
+        gptq_packer(bits, 32, symmetric=bits == 4, act_order=bits == 3) for bits in (4, 8, 3, 2)
+    )
+    error, formats = error_and_formats(name, GPTQ, lambda weight: next(packers)(weight), tmp_path)
+    assert error <= TOLERANCE
+    assert {"f32", "affine4g32s-f16", "affine8g32m-f32", "affine2g32m-f32"} <= formats or name == "mixtral"

@@ -12,6 +12,7 @@ from test_checkpoint import edit_json, edit_weights
 
 from rusteeze.frontend.checkpoint import open_checkpoint
 from rusteeze.frontend.checkpoint_errors import CheckpointError
+from rusteeze.frontend.reference import reference_logits
 
 torch.set_num_threads(1)
 TABLE = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
@@ -118,12 +119,20 @@ def test_hostile_tensors(name, tmp_path):
         ({"is_marlin_format": True, "desc_act": True}, "act-order"),
         ({"quant_method": "nonesuch"}, "nonesuch.*this method is not supported; supported are GGUF files and gptq"),
         ({"quant_method": 4}, "without quant_method"),
+        ({"quant_method": "a\nb" * 99}, "a b.*this method is not supported"),
+        ({"bits": "\n" * 9, "group_size": [1] * 999, "checkpoint_format": "z\n"}, "packing"),
     ],
 )
 def test_hostile_configs(table, words, tmp_path):
     folder = folder_of(tmp_path, gptq_packer(4, 32, symmetric=True, act_order=False), **table)
-    with pytest.raises(CheckpointError, match=words):
-        open_checkpoint(folder)
+    assert_refused(folder, f"{LAYER}.weight", words)
+
+
+def test_long_and_broken_names_of_tensors(tmp_path):
+    with pytest.raises(CheckpointError, match="qzeros is missing") as caught:
+        read(tmp_path, "gptq", {"x\ny" * 1000 + ".qweight": torch.zeros(4, 32, dtype=torch.int32)})
+    assert len(str(caught.value)) < 800
+    assert "\n" not in str(caught.value)
 
 
 def test_no_index_for_act_order_and_absurd_groups(tmp_path):
@@ -136,3 +145,12 @@ def test_no_index_for_act_order_and_absurd_groups(tmp_path):
         edit_json(folder / "config.json", quantization_config=TABLE | changes)
         with pytest.raises(CheckpointError, match=words):
             open_checkpoint(folder).load(f"{LAYER}.weight")
+
+
+def test_what_transformers_cannot_load_here_is_not_compared(tmp_path, monkeypatch):
+    def from_pretrained(*args, **kwargs):
+        raise ImportError("Loading a GPTQ quantized model\nrequires optimum")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    with pytest.raises(CheckpointError, match=r"cannot be compared: .*\(Loading a GPTQ .* requires optimum\)"):
+        reference_logits(tmp_path, [1, 2])
