@@ -19,11 +19,12 @@ setup: $(STAMP)  ## Make .venv with everything that compiling and testing needs
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[compile,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[compile,dev,oracles]'
 	touch $@
 
 demo: $(STAMP)  ## Compile a small model and ask it for the capital of France
 	@model=$(MODEL) && $(BIN)/rusteeze -l info compile "$$model" && \
+	echo "the model: $$model" && \
 	$(BIN)/rusteeze generate "$$model" --chat --max-tokens 64 \
 	  --system "Answer in English, in one sentence." -p "What is the capital of France?"
 

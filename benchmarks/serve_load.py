@@ -179,10 +179,11 @@ def compare(
             load = through_http(port, facts["model"], other, options.new, kind == "stream")
             found[kind].append(load.tokens_per_second)
             first += load.first if kind == "stream" else []
-    base = statistics.median(found["bare"])
     for name, values in found.items():
+        # Machines change their speed; runs that follow each other are compared.
+        share = statistics.median(a / b for a, b in zip(values, found["bare"], strict=True))
         median = statistics.median(values)
-        print(f"{name:7} {median:8.1f} tok/s  [{min(values):.1f}-{max(values):.1f}]  {median / base:.3f} of bare")
+        print(f"{name:7} {median:8.1f} tok/s  [{min(values):.1f}-{max(values):.1f}]  {share:.3f} of bare")
     cuts = statistics.quantiles(first, n=100)
     print(f"time to first token, streams: p50 {cuts[49] * 1e3:.1f} ms, p99 {cuts[98] * 1e3:.1f} ms")
 

@@ -29,6 +29,7 @@ from rusteeze.codegen.cpu.lower import Lowered, LoweringOptions, lower
 from rusteeze.codegen.cpu.tuning_table import encode_table, tables_for, used_entries
 from rusteeze.codegen.statics import Statics, plain
 from rusteeze.config import CompileOptions
+from rusteeze.errors import UserError
 from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
 from rusteeze.frontend.trace import trace
 from rusteeze.ir import Graph, print_graph
@@ -74,7 +75,7 @@ def _build(
     # what is wrong with the files is told before any long work
     checkpoint.params()
     checkpoint.save_tokenizer(folder)
-    max_model_len = options.max_model_len or model_len(checkpoint.config)
+    max_model_len = model_len(checkpoint.config, options.max_model_len)
     progress("tracing", 0.05)
     traced = trace(checkpoint.config, max_model_len)
     weights = Weights(checkpoint, traced.constants, options.dtype)
@@ -124,11 +125,16 @@ def building(
         yield
 
 
-def model_len(config: Any) -> int:
-    """The longest sequence to compile for when the user does not say: the model's own limit, bounded."""
-    text = config.get_text_config()
-    own = getattr(text, "max_position_embeddings", None) or DEFAULT_MODEL_LEN
-    return min(int(own), LONGEST_MODEL_LEN)
+def model_len(config: Any, asked: int | None = None) -> int:
+    """The longest sequence to compile for: what the user asks, else the model's own limit, bounded.
+
+    UserError for more positions than the model was made for: it would answer, but with nonsense."""
+    own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if asked is None:
+        return min(int(own or DEFAULT_MODEL_LEN), LONGEST_MODEL_LEN)
+    if own and asked > own:
+        raise UserError(f"max_model_len is {asked}; the model was made for {own} positions")
+    return asked
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,12 @@ def clear(root: Path | None = None) -> int:
     return before - total_bytes(root)
 
 
+def remove(key: str, root: Path | None = None) -> None:
+    """Remove the entry of ``key``, if there is one; it is compiled again when needed."""
+    if entry_path(key, root).exists():
+        _remove_entry(entry_path(key, root))
+
+
 def verify_all(root: Path | None = None) -> dict[str, str | None]:
     """Hash every file of every entry: key to None, or to what is wrong with it."""
     return {entry.key: _fault(entry.path) for entry in entries(root)}

@@ -14,6 +14,7 @@ from rusteeze.artifact.tuned import fingerprint
 from rusteeze.cli.extras import load_extra
 from rusteeze.cli.progress import progress
 from rusteeze.config import CompileOptions
+from rusteeze.errors import UserError
 from rusteeze.source import Source
 from rusteeze.version import compiler_version
 
@@ -26,9 +27,22 @@ def artifact_for(model: str, options: CompileOptions) -> Path:
     return cached(source, options) or compile_source(model, None, options)
 
 
+def compiled_anew(model: str, options: CompileOptions) -> Path:
+    """As ``artifact_for``, but what the cache may hold is replaced. UserError for an artifact."""
+    source = rusteeze.source.resolve(model)
+    if source.kind == "artifact":
+        raise UserError(f"{model} is an artifact, not a model that could be compiled")
+    cache.remove(_key(source, options))
+    return compile_source(model, None, options)
+
+
 def cached(source: Source, options: CompileOptions) -> Path | None:
     """The verified artifact of an earlier compilation, if there is one."""
-    return cache.lookup(rusteeze.source.key(source, options, compiler_version(), fingerprint()))
+    return cache.lookup(_key(source, options))
+
+
+def _key(source: Source, options: CompileOptions) -> str:
+    return rusteeze.source.key(source, options, compiler_version(), fingerprint())
 
 
 def compile_source(model: str, out: Path | None, options: CompileOptions) -> Path:

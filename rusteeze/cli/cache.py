@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import click
 
 from rusteeze import env
 from rusteeze.artifact import cache
+from rusteeze.artifact.store import verify
 from rusteeze.cli.command import Group, wants_json
 from rusteeze.cli.output import bytes_text, print_json, print_table
 from rusteeze.errors import ArtifactError, UserError
+
+WIDTH = 120  # keys are for copying: a line each, however narrow the terminal is
 
 
 @click.group(cls=Group)
@@ -31,12 +35,12 @@ def ls_command() -> None:
     found = cache.entries()
     if wants_json():
         print_json(
-            [{"key": e.key, "path": str(e.path), "bytes": e.bytes, "used": e.used} for e in found]
+            [{"model": _model(e.path), "key": e.key, "path": str(e.path), "bytes": e.bytes, "used": e.used} for e in found]
         )
         return
-    rows = [(e.key, bytes_text(e.bytes), _ago(e.used)) for e in found]
-    title = f"{len(found)} artifacts, {bytes_text(cache.total_bytes())} in {cache.cache_dir()}"
-    print_table(title, ("key", "size", "last used"), rows)
+    rows = [(e.key, bytes_text(e.bytes), _ago(e.used), _model(e.path)) for e in found]
+    title = f"artifacts: {len(found)}, {bytes_text(cache.total_bytes())} in {cache.cache_dir()}"
+    print_table(title, ("key", "size", "last used", "model"), rows, width=WIDTH)
 
 
 @command.command("gc")
@@ -65,6 +69,15 @@ def verify_command() -> None:
     broken = [key for key, fault in faults.items() if fault]
     if broken:
         raise ArtifactError(f"broken, to be compiled again at the next use: {', '.join(broken)}")
+
+
+def _model(artifact: Path) -> str:
+    """What was compiled, and how."""
+    try:
+        facts = verify(artifact).facts
+    except ArtifactError:
+        return "(broken)"
+    return f"{facts.get('model')}, {facts.get('activations')}, {facts.get('max_model_len')} tokens"
 
 
 def _size(text: str | None) -> int | None:

@@ -26,9 +26,11 @@ from transformers.core_model_loading import (
 )
 
 from rusteeze.frontend.checkpoint_errors import CheckpointError
-from rusteeze.weights import Dense
+from rusteeze.frontend.join_weights import join_rows, joined_format
+from rusteeze.ir.storage import is_quantized
+from rusteeze.weights import Dense, Weight
 
-Load = Callable[[str], Dense]
+Load = Callable[[str], Weight]
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,27 @@ class ConversionPlan:
     missing: tuple[str, ...]
     unused: tuple[str, ...]
 
-    def load(self, param: str, load: Load) -> Dense:
-        """Evaluate one parameter, reading tensors through ``load``. CheckpointError if it does not fit."""
-        conversion = self.conversions[self.aliases.get(param, param)]
+    def conversion(self, param: str) -> Conversion:
+        """How a parameter is made, under whichever of its names."""
+        return self.conversions[self.aliases.get(param, param)]
+
+    def format_of(self, param: str, format_of: Callable[[str], str]) -> str:
+        """The format of a parameter, given those of the stored tensors."""
+        conversion = self.conversion(param)
+        if conversion.converter is None:
+            return format_of(conversion.tensors[0])
+        return joined_format(conversion.converter, param, set(map(format_of, conversion.tensors)))
+
+    def load(self, param: str, load: Load, format: str) -> Weight:
+        """Evaluate one parameter, reading tensors through ``load``; ``format`` is what ``format_of`` said.
+        CheckpointError if it does not fit."""
+        conversion = self.conversion(param)
         if conversion.converter is None:
             return load(conversion.tensors[0])
-        return _convert(conversion, self.model, load)
+        if is_quantized(format):
+            parts = [(pattern, load(name)) for name, pattern in conversion.sources]
+            return join_rows(conversion.converter, param, parts)
+        return _convert(conversion, self.model, lambda name: _plain(load(name)))
 
 
 def parameter_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
@@ -152,7 +169,13 @@ def _aliases(model: PreTrainedModel, found: Mapping[str, Conversion]) -> dict[st
     return aliases
 
 
-def _convert(conversion: Conversion, model: PreTrainedModel, load: Load) -> Dense:
+def _plain(weight: Weight) -> Dense:
+    return weight if isinstance(weight, Dense) else Dense(weight.to_f32(), "f32")
+
+
+def _convert(
+    conversion: Conversion, model: PreTrainedModel, load: Callable[[str], Dense]
+) -> Dense:
     converter = copy.deepcopy(conversion.converter)
     assert converter is not None
     for name, pattern in conversion.sources:
@@ -168,7 +191,7 @@ def _convert(conversion: Conversion, model: PreTrainedModel, load: Load) -> Dens
     return _dense(result[0] if isinstance(result, list) else result)
 
 
-def _torch(load: Load, name: str) -> torch.Tensor:
+def _torch(load: Callable[[str], Dense], name: str) -> torch.Tensor:
     """The stored tensor over the same memory; it is only read."""
     weight = load(name)
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
 """A Hugging Face folder as a checkpoint: config.json and safetensors files.
 
-Parameters are converted one at a time, from mapped files. Pickled weights and quantised folders are
-refused, and code that comes with a model is never run.
+Parameters are converted one at a time, from mapped files; quantised ones keep their codes. Pickled
+weights are refused, and code that comes with a model is never run.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from rusteeze.frontend.checkpoint_errors import CheckpointError
 from rusteeze.frontend.conversion import ConversionPlan, meta_model, plan_conversions
-from rusteeze.frontend.safetensors_file import (
-    SafetensorsModel,
-    open_safetensors_model,
-    parse_json_object,
-)
+from rusteeze.frontend.quantised import read_weights
+from rusteeze.frontend.quantised_config import QuantConfig, quantisation_of
+from rusteeze.frontend.safetensors_file import open_safetensors_model, parse_json_object
 from rusteeze.frontend.tokenizer_files import save_folder_tokenizer
-from rusteeze.weights import Dense
+from rusteeze.weights import Dense, Weight
 
 CONFIG = "config.json"
 MAX_LAYERS = 1 << 12  # keeps absurd numbers from reaching model constructors
@@ -38,14 +36,15 @@ class FolderCheckpoint:
         self.folder = folder
         self.config: PreTrainedConfig = read_config(folder)
         _refuse_pickles(folder)
-        self.stored: SafetensorsModel = open_safetensors_model(folder)
-        layers, tensors = self.config.get_text_config().num_hidden_layers, len(self.stored.home)
+        stored = open_safetensors_model(folder)
+        self.weights = read_weights(stored, read_quantisation(folder))
+        layers, tensors = self.config.get_text_config().num_hidden_layers, len(stored.home)
         if layers > tensors:
             raise CheckpointError(f"{folder / CONFIG} states {layers} layers, but {tensors} tensors are stored")
 
     @cached_property
     def _plan(self) -> ConversionPlan:
-        plan = plan_conversions(meta_model(self.config), self.stored.home)
+        plan = plan_conversions(meta_model(self.config), self.weights)
         if plan.missing:
             raise CheckpointError(
                 f"{self.folder} lacks {len(plan.missing)} weights of the model, e.g. {plan.missing[0]}"
@@ -62,18 +61,20 @@ class FolderCheckpoint:
 
     def format_of(self, param: str) -> str:
         self._require(param)
-        plan = self._plan
-        tensors = plan.conversions[plan.aliases.get(param, param)].tensors
-        formats = {self.stored.home[t].format_of(t) for t in tensors}
-        if len(formats) > 1:
-            raise CheckpointError(f"{param} is stored in parts of types {', '.join(sorted(formats))}")
-        return formats.pop()
+        return self._plan.format_of(param, self._stored_format)
 
-    def load(self, param: str) -> Dense:
-        self.format_of(param)
-        weight = self._plan.load(param, lambda name: self.stored.home[name].load(name))
+    def load(self, param: str) -> Weight:
+        self._require(param)
+        weight = self._load(self._plan, param)
         self._match(param, weight.shape)
         return weight
+
+    def _load(self, plan: ConversionPlan, param: str) -> Weight:
+        format = plan.format_of(param, self._stored_format)
+        return plan.load(param, lambda name: self.weights[name].load(), format)
+
+    def _stored_format(self, name: str) -> str:
+        return self.weights[name].format
 
     def save_tokenizer(self, dest: Path) -> None:
         save_folder_tokenizer(self.folder, self.config, dest)
@@ -92,13 +93,15 @@ class FolderCheckpoint:
         shapes = {name: tuple(t.shape) for name, t in plan.model.state_dict().items()}
         for param, conversion in plan.conversions.items():
             name = conversion.tensors[0]
-            stored = self.stored.home[name].entries[name].shape
+            stored = self.weights[name].shape
             if conversion.converter is None and stored != shapes[param]:
                 raise CheckpointError(
                     f"{self.folder} holds {name} as {list(stored)}, but {CONFIG} makes {param} "
                     f"{list(shapes[param])}; config and weights are of different models"
                 )
         for name in _missed(plan):
+            if self._is_zero_bias(name):
+                continue  # packers write one for every layer
             raise CheckpointError(
                 f"{self.folder} stores {name}, but {CONFIG} makes a model without it; "
                 "config and weights are of different models"
@@ -107,13 +110,20 @@ class FolderCheckpoint:
             if target in plan.conversions and source in plan.conversions:
                 self._check_tie(plan, target, source)
 
+    def _is_zero_bias(self, name: str) -> bool:
+        return name.endswith(".bias") and name in self.weights and not self.weights[name].load().to_f32().any()
+
     def _check_tie(self, plan: ConversionPlan, target: str, source: str) -> None:
-        a, b = (plan.load(p, lambda name: self.stored.home[name].load(name)) for p in (target, source))
-        if a.dtype != b.dtype or not np.array_equal(a.values, b.values):
+        a, b = self._load(plan, target), self._load(plan, source)
+        if a.format != b.format or not np.array_equal(_values(a), _values(b)):
             raise CheckpointError(
                 f"{self.folder} ties {target} to {source} in {CONFIG} but stores different values; "
                 "set tie_word_embeddings to false"
             )
+
+
+def _values(weight: Weight) -> np.ndarray:
+    return weight.values if isinstance(weight, Dense) else weight.to_f32()
 
 
 def _missed(plan: ConversionPlan) -> list[str]:
@@ -138,16 +148,21 @@ def read_config(folder: Path) -> PreTrainedConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {CONFIG}; give the folder of a Hugging Face model")
-    table = parse_json_object(path.read_bytes(), path)
-    _refuse_quantised(path, table)
-    _check_model_type(path, table.get("model_type"))
+    _check_model_type(path, parse_json_object(path.read_bytes(), path).get("model_type"))
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as e:  # whatever a configuration class objects to
         reason = " ".join(str(e).split())[:200]
         raise CheckpointError(f"{path} is not understood by transformers: {reason}") from e
     _check_counts(path, config.get_text_config())
+    vars(config).pop("quantization_config", None)  # the model is that of the numbers, however stored
     return config
+
+
+def read_quantisation(folder: Path) -> QuantConfig | None:
+    """What the configuration of a model folder says of quantised weights."""
+    path = folder / CONFIG
+    return quantisation_of(path, parse_json_object(path.read_bytes(), path))
 
 
 def _check_model_type(path: Path, stated: Any) -> None:
@@ -166,16 +181,6 @@ def _check_counts(path: Path, config: PreTrainedConfig) -> None:
         value = getattr(config, name, None)
         if value is not None and (type(value) is not int or not 1 <= value <= most):
             raise CheckpointError(f"{path} states {name} {str(value)[:40]}, which no model has; correct it")
-
-
-def _refuse_quantised(path: Path, table: dict[str, Any]) -> None:
-    stated = table.get("quantization_config") or table.get("compression_config")
-    if stated:
-        method = stated.get("quant_method", "unnamed") if isinstance(stated, dict) else "unnamed"
-        raise CheckpointError(
-            f"{path} says the weights are quantised ({str(method)[:40]}), which is not supported yet; "
-            "use the original weights or a GGUF file"
-        )
 
 
 def _refuse_pickles(folder: Path) -> None:

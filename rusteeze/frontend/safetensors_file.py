@@ -30,6 +30,11 @@ _BITS = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 _DENSE = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+# How elements are held that numpy has; those that it has not (bf16, float8) as their bits.
+_HELD = {
+    "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1",
+    "F8_E4M3": "u1", "F8_E8M0": "u1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,15 @@ class SafetensorsFile:
         stored = np.dtype(DENSE_DTYPES[dtype]).newbyteorder("<")
         values = self.bytes[entry.begin : entry.end].view(stored)
         return Dense(values.reshape(entry.shape), dtype)
+
+
+    def array(self, name: str) -> np.ndarray:
+        """What is stored under that name, as a read-only view of the file; bf16 and float8 as bits.
+        CheckpointError for element types that no supported format has."""
+        entry = self.entries[name]
+        if entry.dtype not in _HELD:
+            raise CheckpointError(f"{self.path} holds {name} as {entry.dtype}, which is not supported")
+        return self.bytes[entry.begin : entry.end].view(_HELD[entry.dtype]).reshape(entry.shape)
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:

@@ -43,6 +43,7 @@ class CpuExecutor:
         max_batched_tokens: int = 512, max_sequences: int = 256,
     ) -> None:  # fmt: skip
         self.plan, self.num_blocks = plan, num_blocks
+        self._observer = Observer.from_environment()
         self.max_batched_tokens = max_batched_tokens
         self.max_sequences = max_sequences
         self._weights = weights
@@ -139,11 +140,10 @@ class CpuExecutor:
 
     def _show_launches(self, tokens: int, rows: int) -> None:
         """What a program launches, for those who watch: once, since every step launches the same."""
-        observer = Observer.from_environment()
-        if observer.shows(LAUNCHES):
+        if self._observer.shows(LAUNCHES):
             title = f"each step of up to {tokens} tokens, {rows} rows of logits launches"
             lines = call_lines(self.plan, self._weights.nbytes)
-            observer.say(LAUNCHES, "\n".join([title, *lines]))
+            self._observer.say(LAUNCHES, "\n".join([title, *lines]))
 
     def _address(self, arg: Arg, capacity: dict[str, int]) -> int:
         if arg.kind == "buffer":

@@ -59,8 +59,9 @@ def choose_library(folder: Path, libraries: Sequence[contract.Library]) -> Path:
         if wanted and runs_here(library.machine, library.requires):
             return folder / f"{library.name}.so"
     have = ", ".join(library.name for library in libraries) or "none"
-    choice = f" and RUSTEEZE_ISA asks for {forced}" if forced else ""
-    raise LaunchError(f"no kernels for this processor: the artifact has {have}{choice}; compile it here")
+    if forced:
+        raise LaunchError(f"RUSTEEZE_ISA={forced}: this processor runs no such kernels of the artifact, which has {have}")
+    raise LaunchError(f"no kernels for this processor: the artifact has {have}; compile it here")
 
 
 class Library:

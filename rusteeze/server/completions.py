@@ -44,7 +44,10 @@ async def completions(request: Request) -> Answer | Response:
     body = await read_body(request, CompletionRequest, service.limits, service.strict)
     asked = body.value
     check_model(service, asked.model)
-    prompts = await off_loop(len(str(asked.prompt)), text_prompts, service.model, asked.prompt)
+    characters = len(str(asked.prompt))
+    prompts = await off_loop(
+        characters, text_prompts, service.model, asked.prompt, bool(asked.echo)
+    )
     ids = [prompt.ids for prompt in prompts]
     # Nothing but the prompt is wanted with 0, but the engine always draws a token.
     max_tokens = token_budget(service, ids, asked.num_choices, max(1, asked.wanted_tokens))
@@ -60,28 +63,32 @@ async def completions(request: Request) -> Answer | Response:
     )  # fmt: skip
 
 
-def text_prompts(model: ServedModel, prompt: Any) -> list[TextPrompt]:
-    """The prompts of a request in order. ApiError 400 when there are too many, or they are mixed."""
+def text_prompts(model: ServedModel, prompt: Any, with_text: bool) -> list[TextPrompt]:
+    """The prompts of a request in order. ApiError 400 when there are too many, or they are mixed.
+    Token ids are only put into words ``with_text``."""
     if isinstance(prompt, str):
         return [_of_text(model, prompt)]
     kinds = {type(part) for part in prompt}
     if len(kinds) > 1:
         raise bad_request("a list of prompts holds texts, token ids, or lists of token ids", "prompt")
     if kinds == {int}:
-        return [_of_ids(model, list(prompt))]
+        return [_of_ids(model, list(prompt), with_text)]
     if len(prompt) > MAX_PROMPTS:
         raise bad_request(f"at most {MAX_PROMPTS} prompts in one request", "prompt")
-    return [_of_text(model, p) if isinstance(p, str) else _of_ids(model, p) for p in prompt]
+    if kinds == {str}:
+        return [_of_text(model, text) for text in prompt]
+    return [_of_ids(model, ids, with_text) for ids in prompt]
 
 
 def _of_text(model: ServedModel, text: str) -> TextPrompt:
     return TextPrompt(model.encode(text), text)
 
 
-def _of_ids(model: ServedModel, ids: list[int]) -> TextPrompt:
+def _of_ids(model: ServedModel, ids: list[int], with_text: bool) -> TextPrompt:
     if max(ids) >= model.vocab_size:
         raise bad_request(f"token ids must be below {model.vocab_size}", "prompt")
-    return TextPrompt(ids, model.tokenizer.decode(ids, skip_special_tokens=False))
+    text = model.tokenizer.decode(ids, skip_special_tokens=False) if with_text else ""
+    return TextPrompt(ids, text)
 
 
 class CompletionRenderer:

@@ -47,7 +47,7 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "negative length": ({"max_position_embeddings": -1}, "max_position_embeddings -1"),
     "unknown activation": ({"hidden_act": "nonesuch"}, "nonesuch"),
     "unknown rotation": ({"rope_parameters": {"rope_type": "nonesuch", "rope_theta": 1.0}}, "nonesuch"),
-    "quantised": ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+    "quantised": ({"quantization_config": {"quant_method": "hqq"}}, "hqq): this method is not supported"),
 }  # fmt: skip
 
 BAD_INDEXES: dict[str, tuple[str, str]] = {
@@ -161,3 +161,9 @@ def test_a_broken_tokenizer(content: str, folder: Path, out: Path) -> None:
 def test_no_tokenizer(folder: Path, out: Path) -> None:
     (folder / "tokenizer.json").unlink()
     assert "tokenizer" in refused_to_compile(folder, out)
+
+
+def test_more_positions_than_the_model_was_made_for(folder: Path, out: Path) -> None:
+    message = refused("compile", folder, "-o", out, "--max-model-len", "65")
+    assert "made for 64 positions" in message
+    assert not out.exists()

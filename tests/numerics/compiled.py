@@ -19,7 +19,7 @@ from rusteeze.ir import Graph
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.executor import CpuExecutor
 from rusteeze.runtime.launch import runs_here
-from rusteeze.weights import Dense
+from rusteeze.weights import Weight
 
 Array = np.ndarray
 NUM_BLOCKS = 32
@@ -48,11 +48,14 @@ class CompiledStep:
     """Executes the harness's batches with compiled kernels; every sequence owns random cache blocks."""
 
     def __init__(
-        self, graph: Graph, weights: Mapping[str, Array], constants: Mapping[str, Array], folder: Path,
+        self, graph: Graph, weights: Mapping[str, Array | Weight], constants: Mapping[str, Array], folder: Path,
         activations: str = "f32", threads: int = 1, isa: Isa | None = None, dtype: str = "f32",
     ) -> None:  # fmt: skip
-        def load(name: str) -> Dense:
-            weight = plain(weights[name])
+        def load(name: str) -> Weight:
+            stored = weights[name]
+            if not isinstance(stored, np.ndarray):
+                return stored  # as a checkpoint holds it
+            weight = plain(stored)
             matrix = name not in constants and weight.values.ndim > 1
             return weight.converted(dtype) if matrix else weight
 

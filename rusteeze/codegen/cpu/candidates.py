@@ -13,10 +13,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from rusteeze.codegen.cpu.isa import Isa
-from rusteeze.codegen.cpu.schedule import MatmulKey, Schedule
+from rusteeze.codegen.cpu.schedule import FEWEST_ROWS, MatmulKey, Schedule
 from rusteeze.codegen.cpu.tiles import TILE
 
-ONE_ROW = 1
+# ranges of rows: for which each kind of change matters
+ONE, SEVERAL, MANY = range(1, 2), range(2, 1 << 30), range(FEWEST_ROWS + 1, 1 << 30)
 SMALL_BLOCKS = 64
 AHEAD = (0, 1440, 2880, 5760, 11520)
 PASSES = (192 << 10, 448 << 10, 896 << 10)
@@ -34,7 +35,7 @@ class Change:
     """Fields of a schedule with the values to try together."""
 
     fields: dict[str, Any]
-    rows: tuple[int, ...] | None = None
+    rows: range | None = None
 
     def apply(self, best: Schedule) -> Schedule:
         return replace(best, **self.fields)
@@ -46,7 +47,7 @@ def changes(key: MatmulKey, isa: Isa) -> Iterator[Change]:
         for block_tiles, accumulators in TOGETHER:
             yield Change({"block_tiles": block_tiles, "accumulators": accumulators})
         for ahead in AHEAD:
-            yield Change({"prefetch_bytes_one_row": ahead}, (ONE_ROW,))
+            yield Change({"prefetch_bytes_one_row": ahead}, ONE)
     wide = isa.row_tiles[0] > NARROW_TILES[0][0]
     if key.activation == "bf16" and wide:
         for row_tiles, block_tiles, accumulators in GRIDS:
@@ -54,12 +55,12 @@ def changes(key: MatmulKey, isa: Isa) -> Iterator[Change]:
                 {"row_tiles": row_tiles, "block_tiles": block_tiles, "accumulators": accumulators}
             )
     for row_tiles in WIDE_TILES if wide else NARROW_TILES:
-        yield Change({"row_tiles": row_tiles})
+        yield Change({"row_tiles": row_tiles}, SEVERAL)
     if key.activation != "f32":
         for ahead in AHEAD:
-            yield Change({"prefetch_bytes": ahead})
+            yield Change({"prefetch_bytes": ahead}, SEVERAL)
     for pass_bytes in PASSES:
-        yield Change({"pass_bytes": pass_bytes})
+        yield Change({"pass_bytes": pass_bytes}, MANY)
     if key.n <= SMALL_BLOCKS * TILE:
         for blocks in (1, 16):
             yield Change({"fewest_shared_blocks": blocks})

@@ -83,6 +83,14 @@ def test_a_cached_model_is_not_compiled_again(run: Run, gguf: Path, compiler: li
     assert len(compiler) == 1
 
 
+def test_force_compiles_what_is_cached(run: Run, gguf: Path, compiler: list[Any]) -> None:
+    run("compile", gguf)
+    assert run("compile", gguf, "--force").exit_code == 0
+    assert len(compiler) == 2
+    assert run("compile", gguf).exit_code == 0
+    assert len(compiler) == 2
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -20,6 +20,7 @@ from rusteeze.artifact.contract import BLOCK_SIZE
 from rusteeze.codegen.cpu.build import build_library
 from rusteeze.codegen.cpu.isa import Isa
 from rusteeze.codegen.cpu.lower import Lowered, LoweringOptions, lower
+from rusteeze.codegen.cpu.schedule import Table
 from rusteeze.ir import Graph, KVState, interpret, verify
 from rusteeze.ir.types import ROWS, TOKENS, DType, TensorType
 from rusteeze.runtime.batch import Batch
@@ -121,12 +122,12 @@ class GraphRunner:
 
     def __init__(
         self, graph: Graph, weights: Mapping[str, Weight], isa: Isa, folder: Path, *,
-        cache: str = "f32", threads: int = 1, max_tokens: int = 64,
+        cache: str = "f32", threads: int = 1, max_tokens: int = 64, tables: tuple[Table, ...] = (),
     ) -> None:  # fmt: skip
         self.graph, self.weights, self.max_tokens = graph, weights, max_tokens
         self.arrays = {name: as_interpreted(w) for name, w in weights.items()}
         joined = with_one_output(graph)
-        self.lowered: Lowered = lower(joined, LoweringOptions(cache, MAX_MODEL_LEN))
+        self.lowered: Lowered = lower(joined, LoweringOptions(cache, MAX_MODEL_LEN, tables=tables))
         self.data = {
             name: aligned(self.lowered.statics.data(name, weights.__getitem__))
             for name in self.lowered.statics.entries

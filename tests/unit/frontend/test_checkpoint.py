@@ -132,11 +132,11 @@ def test_mixed_parts(tmp_path):
         open_checkpoint(tmp_path).format_of("model.layers.0.mlp.experts.gate_up_proj")
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
-def test_quantised_folders_are_refused_by_name(method, tmp_path):
+@pytest.mark.parametrize("method", ["hqq", "aqlm", "torchao"])
+def test_unknown_quantisations_are_refused_by_name(method, tmp_path):
     saved(tmp_path)
     edit_json(tmp_path / "config.json", quantization_config={"quant_method": method, "bits": 4})
-    refused(tmp_path, rf"quantised \({method}\)")
+    refused(tmp_path, rf"\({method}, 4 bits\): this method is not supported; supported are GGUF files")
 
 
 def test_pickled_weights_are_refused(tmp_path):
