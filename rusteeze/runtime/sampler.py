@@ -140,13 +140,13 @@ def sample_rows(
 
     ``scratch`` f32[V] is overwritten.
     """
-    best = logits.argmax(axis=1)
-    # The argmax of a row with a NaN is the NaN, so these values tell of the whole rows.
-    peaks = logits[np.arange(len(logits)), best]
-    if np.isfinite(peaks).all() and all(sampler.is_argmax for sampler in samplers):
-        return [Sample(token) for token, _ in zip(best.tolist(), samplers, strict=True)]
-    rows = zip(logits, best.tolist(), peaks.tolist(), samplers, strict=True)
-    return [_sample_row(*row, scratch) for row in rows]
+    if all(sampler.is_argmax for sampler in samplers):
+        best = logits.argmax(axis=1)
+        # The argmax of a row with a NaN is the NaN, so these values tell of the whole rows.
+        if np.isfinite(logits[np.arange(len(logits)), best]).all():
+            return [Sample(token) for token, _ in zip(best.tolist(), samplers, strict=True)]
+    # Row by row: all that is done with a row finds it in the processor's cache.
+    return [_sample_row(*pair, scratch) for pair in zip(logits, samplers, strict=True)]
 
 
 def token_logprobs(
@@ -169,9 +169,10 @@ def token_logprobs(
 
 
 def _sample_row(
-    row: np.ndarray, best: int, peak: float, sampler: RequestSampler, scratch: np.ndarray
+    row: np.ndarray, sampler: RequestSampler, scratch: np.ndarray
 ) -> Sample | Exception:  # fmt: skip
-    if not math.isfinite(peak):
+    best = int(row.argmax())
+    if not math.isfinite(row[best]):
         return NotFiniteError()
     if sampler.is_argmax:
         return Sample(best)
