@@ -60,7 +60,7 @@ def choose_library(folder: Path, libraries: Sequence[contract.Library]) -> Path:
             return folder / f"{library.name}.so"
     have = ", ".join(library.name for library in libraries) or "none"
     if forced:
-        raise LaunchError(f"RUSTEEZE_ISA={forced}: this processor runs no such kernels of the artifact, which has {have}")
+        raise LaunchError(f"RUSTEEZE_ISA={forced}: no kernels for this processor of that name; the artifact has {have}")
     raise LaunchError(f"no kernels for this processor: the artifact has {have}; compile it here")
 
 
