@@ -24,7 +24,7 @@ from rusteeze.runtime.sampler import SamplingError
 MAX_CACHED = 64
 MAX_MESSAGE = 400
 COMPILE_TIMEOUT_S = 5.0
-NUM_WORKERS = 2
+NUM_WORKERS, START_TIMEOUT_S = 2, 10.0
 STACK_BYTES = 512 << 20
 """Of a compiling thread; backed by memory only as far as it is used."""
 WHITESPACE = r"[ \n\r\t]{0,32}"
@@ -113,7 +113,7 @@ def _workers() -> ThreadPoolExecutor:
     workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="grammar")
     usual = threading.stack_size(STACK_BYTES)
     try:  # each waits for the others, so that all are started now
-        started = threading.Barrier(NUM_WORKERS)
+        started = threading.Barrier(NUM_WORKERS, timeout=START_TIMEOUT_S)
         for future in [workers.submit(started.wait) for _ in range(NUM_WORKERS)]:
             future.result()
     finally:
