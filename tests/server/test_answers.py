@@ -83,8 +83,9 @@ def test_echo_with_probabilities_of_the_prompt(tiny: Live) -> None:
         total = row.max() + math.log(np.exp(row - row.max()).sum())
         assert logprobs["token_logprobs"][position] == pytest.approx(row[IDS[position]] - total, abs=1e-4)
         assert len(logprobs["top_logprobs"][position]) == 3
-    starts = [PROMPT.index(token) for token in dict.fromkeys(logprobs["tokens"])]
-    assert logprobs["text_offset"][0] == starts[0]
+    for offset, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True):
+        assert PROMPT[offset : offset + len(token)] == token
+    assert logprobs["text_offset"] == sorted(set(logprobs["text_offset"]))
 
 
 def test_choices_differ_and_repeat_with_their_seed(tiny: Live) -> None:
@@ -169,5 +170,32 @@ def test_other_paths_and_methods(tiny: Live) -> None:
 
 
 def test_every_answer_has_a_request_id(tiny: Live) -> None:
-    ids = {tiny.ask("GET", path).headers["x-request-id"] for path in ("/version", "/nothing")}
-    assert len(ids) == 2
+    answers = [tiny.ask("GET", path) for path in ("/version", "/nothing", "/v1/completions", "/health/live")]
+    answers += [tiny.chat(), tiny.chat(stream=True), tiny.chat(n=99), tiny.chat(model="other")]
+    answers.append(tiny.ask("POST", "/v1/completions", b"{}", {"content-type": "text/plain"}))
+    assert [a.status for a in answers] == [200, 404, 405, 200, 200, 200, 400, 404, 415]
+    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
+
+
+def test_an_unhandled_fault_has_one_too_and_the_log_names_it(
+    tiny: Live, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tiny.service, "check_open", None)
+    answer = tiny.chat()
+    assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
+    (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
+    assert record.getMessage() == f"request {answer.headers['x-request-id']} failed"
+    assert record.exc_info is not None
+
+
+def test_a_fault_of_a_sequence_is_logged_under_the_request(
+    tiny: Live, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError
+
+    tiny.executor.before_step = fail
+    answer = tiny.chat()
+    tiny.executor.before_step = lambda: None
+    assert answer.status == 500
+    assert f"request {answer.headers['x-request-id']} failed: internal error" in caplog.text
