@@ -163,7 +163,7 @@ def _decodes(backend: Backend, tokens: list[str], text: str) -> bool:
 def _byte_level_bytes(token: str) -> bytes:
     """The inverse of GPT-2's printable bytes; a token with other characters stands for itself."""
     try:
-        return bytes([_BYTE_OF[character] for character in token])
+        return bytes([BYTE_OF[character] for character in token])
     except KeyError:
         return token.encode()
 
@@ -176,4 +176,5 @@ def _printable_bytes() -> dict[str, int]:
     return alphabet | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
-_BYTE_OF = _printable_bytes()
+BYTE_OF = _printable_bytes()
+"""GPT-2's stand-in of each byte, to the byte."""

@@ -160,9 +160,14 @@ def test_headers_that_are_too_large(data: bytes, small: Live) -> None:
     assert small.ask("GET", "/version", headers={"x-long": "a" * 3000}).status == 200
 
 
-def send_for_ever(connection: socket.socket, data: bytes) -> None:
-    for _ in range(1000):
-        connection.sendall(data)
+def sent_until_closed(connection: socket.socket, data: bytes) -> int:
+    """Bytes that a connection takes before the other side closes it."""
+    for number in range(1000):
+        try:
+            connection.sendall(data)
+        except ConnectionError:
+            return number * len(data)
+    return 1000 * len(data)
 
 
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
@@ -173,8 +178,7 @@ def test_trailers_without_end(trailer: bytes, small: Live) -> None:
     """The connection is closed on them; the data does not pile up."""
     with socket.create_connection(("127.0.0.1", small.port), timeout=5) as connection:
         connection.sendall(CHUNKED + b"2\r\n{}\r\n0\r\n")
-        with pytest.raises(ConnectionError):
-            send_for_ever(connection, trailer)
+        assert sent_until_closed(connection, trailer) < 24 * 2**20  # most of it in the system's buffers
 
 
 def test_small_chunks_are_no_trailers(small: Live) -> None:
