@@ -11,6 +11,19 @@ from live import MODEL, Live
 from mock_executor import greedy_tokens, logits_of
 from tiny_tokenizers import tokenizer
 
+from rusteeze.runtime.interface import (
+    FinishReason,
+    Logprobs,
+    RequestOutput,
+    SamplingParams,
+    Usage,
+)
+from rusteeze.runtime.request import LiveRequest
+from rusteeze.server.completion_schema import CompletionRequest
+from rusteeze.server.completions import CompletionRenderer, TextPrompt
+from rusteeze.server.prompts import choices
+from rusteeze.server.service import ServedModel
+
 WORDS = tokenizer()
 PROMPT = "the cat"
 IDS = WORDS.encode(PROMPT, add_special_tokens=False)
@@ -86,6 +99,57 @@ def test_echo_with_probabilities_of_the_prompt(tiny: Live) -> None:
     for offset, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True):
         assert PROMPT[offset : offset + len(token)] == token
     assert logprobs["text_offset"] == sorted(set(logprobs["text_offset"]))
+
+
+def test_prompt_rows_are_computed_once_for_all_choices(tiny: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    accept = LiveRequest.accept_prompt_rows
+
+    def watched(self: LiveRequest, first: int, logits: Any, scratch: Any) -> Any:
+        rows.append(len(logits))
+        return accept(self, first, logits, scratch)
+
+    monkeypatch.setattr(LiveRequest, "accept_prompt_rows", watched)
+    fields = {"prompt": [IDS, [5, 6]], "echo": True, "logprobs": 2, "n": 3, "max_tokens": 2}
+    whole = tiny.complete(**fields).json()["choices"]
+    assert sum(rows) == len(IDS) - 1 + 1
+    assert whole[0]["logprobs"]["token_logprobs"][1:] == whole[2]["logprobs"]["token_logprobs"][1:]
+    alone = tiny.complete(**{**fields, "prompt": [5, 6], "n": 1}).json()["choices"]
+    assert whole[5]["logprobs"] == alone[0]["logprobs"]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_echo_waits_for_its_probabilities(order: tuple[int, int]) -> None:
+    """Whichever choice is first, and even when the other has ended before."""
+    asked = CompletionRequest(model=MODEL, prompt="x", echo=True, logprobs=0, n=2, max_tokens=1)
+    found = Logprobs(-1.0, ())
+    renderer = CompletionRenderer(
+        ServedModel(MODEL, 0, WORDS, None, {}, 256, WORDS.vocab_size), asked, [TextPrompt(IDS, PROMPT)]
+    )
+    rows = RequestOutput("0", prompt_logprobs=(found,) * (len(IDS) - 1))
+    assert list(renderer.chunks(0, rows)) == []
+    chunks = []
+    for index in order:
+        usage = Usage(len(IDS), 1)
+        last = RequestOutput(str(index), "a", (5,), (found,), finish_reason=FinishReason.LENGTH, usage=usage)
+        chunks += renderer.chunks(index, last)
+    assert sorted(c.choices[0].index for c in chunks) == [0, 1]
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        assert choice.text == PROMPT + "a"
+        assert choice.finish_reason == "length"
+        assert choice.logprobs.token_logprobs == [None] + [-1.0] * len(IDS)  # type: ignore[union-attr]
+
+
+def test_biases_are_bounded_and_shared(tiny: Live) -> None:
+    biases = {str(i): 1.0 for i in range(1025)}
+    answer = tiny.chat(logit_bias=biases)
+    assert (answer.status, answer.json()["error"]["param"]) == (400, "logit_bias")
+    params = SamplingParams(logit_bias={1: 1.0}, n=3, seed=7)
+    asked = choices([[1], [2]], params)
+    assert all(own.logit_bias is params.logit_bias for _, own in asked)
+    assert [own.n for _, own in asked] == [1] * 6
+    assert len({own.seed for _, own in asked}) == 3
 
 
 def test_choices_differ_and_repeat_with_their_seed(tiny: Live) -> None:

@@ -237,6 +237,15 @@ def test_choices_times_tokens(small: Live) -> None:
     assert small.complete(prompt=["a", "b"], max_tokens=51).status == 400
 
 
+def test_rows_of_prompts_count(small: Live) -> None:
+    fields = {"echo": True, "logprobs": 1, "prompt": [[5] * 40] * 2}
+    assert small.complete(**fields, max_tokens=10).status == 200
+    assert small.complete(**fields, max_tokens=11).json()["error"]["param"] == "max_tokens"
+    assert small.complete(**{**fields, "prompt": [[5] * 60] * 2}).json()["error"]["param"] == "echo"
+    assert small.complete(**{**fields, "logprobs": None}, max_tokens=11).status == 200
+    assert small.complete(logprobs=21).json()["error"]["param"] == "logprobs"
+
+
 def test_prompts_that_are_too_long(small: Live) -> None:
     answer = small.complete(prompt=[5] * 300)
     assert (answer.status, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
