@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from live import MODEL, Live
+from live import MODEL, Live, live
 from mock_executor import greedy_tokens, logits_of
 from tiny_tokenizers import tokenizer
 
@@ -187,6 +188,40 @@ def test_models(tiny: Live) -> None:
     assert tiny.ask("GET", "/v1/models").json() == {"data": [card], "object": "list"}
     assert card["id"] == MODEL
     assert tiny.ask("GET", "/v1/models/other").status == 404
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Live]:
+    with live(strict=True) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"a": 1}, "a"), ({"stream_options": {"include_usage": True, "b": 1}}, "stream_options.b"),
+        ({"messages": [{"role": "user", "content": "x", "c": 1}]}, "messages[0].c"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "d": 1}]}]}, "messages[0].content[0].d"),
+        ({"response_format": {"type": "text", "e": 1}}, "response_format.e"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "f": 1}}},
+         "response_format.json_schema.f"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_strict_servers_know_all_fields(fields: dict[str, Any], param: str, strict: Live) -> None:
+    answer = strict.chat(**fields)
+    assert (answer.status, answer.json()["error"]["param"]) == (400, param)
+    assert answer.json()["error"]["code"] == "unknown_field"
+
+
+def test_strict_servers_take_all_that_they_know(strict: Live, tiny: Live) -> None:
+    fields = {
+        "logit_bias": {"5": 1}, "max_tokens": 8.0, "stop": ["zz", 3], "user": "u",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "the cat"}], "name": "n"}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "x-a": 1}}},
+    }  # fmt: skip
+    assert strict.chat(**fields).json()["choices"] == tiny.chat(**fields).json()["choices"]
+    assert strict.complete(prompt=[[5, 6], [7]]).status == 200
 
 
 def test_fields_without_effect_are_named(tiny: Live) -> None:
