@@ -37,5 +37,5 @@ lint: $(STAMP)  ## Check style and types
 	$(BIN)/mypy
 
 clean:  ## Remove .venv and what tools left in the checkout; caches stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 from machine import cores
-from run import PROMPT_TOKENS, prompts
+from measurements import PROMPT_TOKENS, prompts
 
 from rusteeze.cli.artifacts import artifact_for
 from rusteeze.config import CompileOptions
@@ -52,7 +52,7 @@ def main() -> None:
     params = SamplingParams(
         temperature=asked.temperature, top_p=0.95, seed=1, max_tokens=asked.new, ignore_eos=True
     )
-    for prompt in prompts(asked.sequences, PROMPT_TOKENS, seed=1):
+    for prompt in prompts("host share", asked.sequences, PROMPT_TOKENS, seed=1):
         engine.submit(prompt, params)
     steps, calls = [], []
     while engine.has_work:

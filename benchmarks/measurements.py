@@ -40,41 +40,45 @@ class Measurement:
 def measurements(parts: Sequence[str]) -> Iterator[Measurement]:
     """What to measure of every engine."""
     for n in SEQUENCES if "decode" in parts else ():
-        yield Measurement(f"decode {n}", "tok/s", partial(decode_rate, n))
+        what = f"decode {n}"
+        yield Measurement(what, "tok/s", partial(decode_rate, what, n))
     for n in PREFILLS if "prefill" in parts else ():
-        yield Measurement(f"prefill {n}", "tok/s", partial(prefill_rate, n))
+        what = f"prefill {n}"
+        yield Measurement(what, "tok/s", partial(prefill_rate, what, n))
     if "start" in parts:
         yield Measurement("start to first token", "s", first_token, starts=True)
         yield Measurement("peak RSS", "MiB", peak_rss, starts=True)
     for n in GROWTH if "growth" in parts else ():
-        yield Measurement(f"prefill {n}, growth", "tok/s", partial(prefill_rate, n), "prefill")
+        what = f"prefill {n}, growth"
+        yield Measurement(what, "tok/s", partial(prefill_rate, what, n), "prefill")
     for n in GROWTH if "growth" in parts else ():
         what = f"decode {GROWTH_SEQUENCES}, context {n}"
-        yield Measurement(what, "tok/s", partial(decode_rate_at, n), "decode")
+        yield Measurement(what, "tok/s", partial(decode_rate_at, what, n), "decode")
 
 
-def prompts(sequences: int, length: int, seed: int) -> list[list[int]]:
-    """Drawn token ids; every repeat has its own, so that no engine has seen them before."""
-    draw = random.Random(f"{sequences} {length} {seed}")
+def prompts(what: str, sequences: int, length: int, seed: int) -> list[list[int]]:
+    """Drawn token ids; every repeat of every measurement has its own, so that no engine has seen them
+    before."""
+    draw = random.Random(f"{what} {sequences} {length} {seed}")
     return [[draw.choice(TOKEN_IDS) for _ in range(length)] for _ in range(sequences)]
 
 
-def decode_rate(sequences: int, engine: Provider, seed: int) -> float:
+def decode_rate(what: str, sequences: int, engine: Provider, seed: int) -> float:
     """Tokens per second of all sequences together, the time of the prompts taken off."""
-    asked = prompts(sequences, PROMPT_TOKENS, seed)
+    asked = prompts(what, sequences, PROMPT_TOKENS, seed)
     short, long = engine.generate(asked, 1), engine.generate(asked, NEW_TOKENS)
     return sequences * (NEW_TOKENS - 1) / (long.seconds - short.seconds)
 
 
-def decode_rate_at(context: int, engine: Provider, seed: int) -> float:
+def decode_rate_at(what: str, context: int, engine: Provider, seed: int) -> float:
     """Tokens per second of all sequences once every one has its first token."""
-    answer = engine.generate(prompts(GROWTH_SEQUENCES, context, seed), GROWTH_NEW)
+    answer = engine.generate(prompts(what, GROWTH_SEQUENCES, context, seed), GROWTH_NEW)
     return answer.tail_tokens / answer.tail_seconds
 
 
-def prefill_rate(length: int, engine: Provider, seed: int) -> float:
+def prefill_rate(what: str, length: int, engine: Provider, seed: int) -> float:
     """Tokens of one prompt per second, up to and with its first new token."""
-    return length / engine.generate(prompts(1, length, seed), 1).seconds
+    return length / engine.generate(prompts(what, 1, length, seed), 1).seconds
 
 
 def first_token(engine: Provider, _: int) -> float:

@@ -10,16 +10,19 @@ from answering import Tokens, answer, own_channel
 from rusteeze.cli.artifacts import artifact_for
 from rusteeze.config import CompileOptions
 from rusteeze.runtime import llm
+from rusteeze.runtime.config import EngineConfig
 from rusteeze.runtime.interface import SamplingParams
 
 # For the longest contexts of 32 sequences; backed by memory only where it is used.
 KV_BYTES = 8 << 30
+# The second request of "decode N" repeats the prompts of the first, which nobody may profit from.
+CONFIG = EngineConfig(prefix_caching=False)
 
 
 def main() -> None:
     channel = own_channel()
     artifact = artifact_for(sys.argv[1], CompileOptions())
-    engine = llm.load(artifact, int(sys.argv[2]), KV_BYTES).engine
+    engine = llm.load(artifact, int(sys.argv[2]), KV_BYTES, CONFIG).engine
 
     def generate(prompts: list[list[int]], new: int) -> Iterator[Tokens]:
         params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)

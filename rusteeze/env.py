@@ -1,6 +1,6 @@
 """Every environment variable that Rusteeze reads: typed, with its default, strict.
 
-A bad value is an error, never a silent default. ``docs/env.md`` is the same list for people.
+A bad value is an error, never a silent default; only ``LOG_LEVEL``, which is not ours, may hold anything. ``docs/env.md`` is the same list for people.
 Example: ``env.CACHE.get()`` gives the folder as a Path.
 """
 
@@ -76,6 +76,11 @@ def _log_level(text: str) -> str:
     return text.lower()
 
 
+def _foreign_log_level(text: str) -> str | None:
+    """Other software reads this variable too: a level that is none of ours is not meant for us."""
+    return text.lower() if text.lower() in LOG_LEVELS else None
+
+
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise ValueError("expected a port from 0 to 65535")
@@ -97,7 +102,8 @@ ISA: Variable[str | None] = Variable(
     "RUSTEEZE_ISA", None, str, "instruction set to use instead of the best one, for measuring"
 )
 PLAIN_LOG_LEVEL: Variable[str | None] = Variable(
-    "LOG_LEVEL", None, _log_level, "the same as RUSTEEZE_LOG_LEVEL, which beats it"
+    "LOG_LEVEL", None, _foreign_log_level,
+    "the same as RUSTEEZE_LOG_LEVEL, which beats it; values of other software are ignored",
 )
 LOG_LEVEL: Variable[str | None] = Variable(
     "RUSTEEZE_LOG_LEVEL", None, _log_level, "debug, info, warning or error, on stderr"

@@ -9,7 +9,7 @@ from statistics import median
 from rusteeze.autotune.race import Pairs
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.executor import CpuExecutor
-from rusteeze.runtime.profile import CACHE_BYTE, decode_batches, prefill_batches, take_profile
+from rusteeze.runtime.profile import CACHE_BYTE, decode_batches, fits, prefill_batches, take_profile
 
 CONTEXT, PROMPT = 128, 512
 SEQUENCES = (1, 8, 32)
@@ -34,7 +34,7 @@ def compare_steps(old: CpuExecutor, new: CpuExecutor) -> Iterator[tuple[str, Pai
     for executor in (old, new):
         executor.fill_cache(CACHE_BYTE)
     context, prompt = _lengths(old)
-    for sequences in SEQUENCES:
+    for sequences in (n for n in SEQUENCES if fits(old, n, context)):
         yield f"decode {sequences}", _pairs(old, new, decode_batches(old, sequences, context))
     yield f"prefill {prompt}", _pairs(old, new, prefill_batches(old, prompt))
 

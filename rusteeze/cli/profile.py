@@ -21,7 +21,7 @@ from rusteeze.runtime import llm
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.ceilings import Ceilings, measure_ceilings
 from rusteeze.runtime.executor import CpuExecutor
-from rusteeze.runtime.profile import Profile, decode_batches, prefill_batches, take_profile
+from rusteeze.runtime.profile import Profile, decode_batches, fits, prefill_batches, take_profile
 
 DEFAULT_CONTEXT = 128
 COLUMNS = (
@@ -91,8 +91,8 @@ def _check_room(executor: CpuExecutor, sequences: int, length: int) -> None:
         raise UserError(f"{length} tokens are more than the model's {executor.max_model_len}")
     if sequences > min(executor.max_sequences, executor.max_batched_tokens):
         raise UserError(f"{sequences} sequences are more than a step takes")
-    room = executor.num_blocks * executor.block_size
-    if sequences * length > room:
+    if not fits(executor, sequences, length):
+        room = executor.num_blocks * executor.block_size
         raise UserError(f"{sequences} sequences of {length} tokens do not fit into a cache of {room}")
 
 

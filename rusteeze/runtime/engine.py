@@ -66,7 +66,7 @@ class SyncEngine:
         limits = self.scheduler.limits
         self._intake = Intake(tokenizer, executor.vocab_size, eos_token_ids, limits)
         self._max_live = None if config.max_queue is None else limits.max_num_seqs + config.max_queue
-        self._door = threading.Lock()  # held to change or count the requests
+        self._door = threading.Lock()  # held to change, look up or count the requests
         self._ended = Tokens()
         self._timed: dict[str, LiveRequest] = {}  # those that have a deadline
         self._requests: dict[str, LiveRequest] = {}
@@ -113,9 +113,10 @@ class SyncEngine:
 
     def cancel(self, request_id: str) -> None:
         """End a request in the next step, whatever its state; an unknown id is no error."""
-        request = self._requests.get(request_id)
-        if request is not None:  # looked up now: the id may be in use for another request by then
-            self._commands.append(lambda: self._abort(request))
+        with self._door:  # looked up now: the id may be in use for another request by then
+            request = self._requests.get(request_id)
+            if request is not None:
+                self._commands.append(lambda: self._abort(request))
 
     def step(self) -> list[RequestOutput]:
         """Do one step of work and return what it produced."""
@@ -189,9 +190,9 @@ class SyncEngine:
                 raise RequestError(f"request id {taken[0]!r} is in use")
             if self._max_live is not None and len(self._requests) + len(ids) > self._max_live:
                 raise QueueFull("too many requests are waiting; try again later")
+            # Together, so that nobody cancels what is not yet to be enqueued.
             self._requests.update(zip(ids, requests, strict=True))
-        for request in requests:
-            self._commands.append(partial(self._enqueue, request))
+            self._commands.extend(partial(self._enqueue, request) for request in requests)
 
     def _next_id(self) -> str:
         return f"request-{next(self._ids)}"
@@ -291,11 +292,11 @@ class SyncEngine:
         fault: Fault | None = None,
     ) -> RequestOutput:  # fmt: skip
         output = request.end(reason, self._clock(), error, fault)
-        self._forget(request, reason)
+        self._forget(request, reason, fault)
         return output
 
-    def _forget(self, request: LiveRequest, reason: FinishReason) -> None:
-        self.scheduler.finish(request.sequence.id, reason)
+    def _forget(self, request: LiveRequest, reason: FinishReason, fault: Fault | None = None) -> None:
+        self.scheduler.finish(request.sequence.id, reason, doubtful=fault in _DOUBTFUL)
         self._timed.pop(request.sequence.id, None)
         with self._door:
             self._ended.count(self._requests.pop(request.sequence.id).sequence)
@@ -324,6 +325,8 @@ class SyncEngine:
             self._commands.append(lambda: self._abort(request))
 
 
+# After these the cache may hold what is wrong; whoever ran out of time or tokens computed it well.
+_DOUBTFUL = (Fault.NOT_FINITE, Fault.EXECUTOR, Fault.INTERNAL)
 _ERRORS = {
     Fault.EXECUTOR: "internal error",
     Fault.INTERNAL: "internal error",

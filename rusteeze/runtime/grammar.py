@@ -1,6 +1,6 @@
 """Structured output: which tokens keep the output within a grammar. The only door to llguidance.
 
-A grammar is compiled once, in a thread of its own, under caps on its size and complexity and with a
+A grammar is compiled once, in a thread of its own with a deep stack, under caps on its size and complexity and with a
 deadline; requests start from copies. Matching takes time linear in the text, whatever the grammar.
 """
 
@@ -16,6 +16,7 @@ from concurrent.futures import TimeoutError as Overdue
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from rusteeze.runtime.grammar_size import check_lark, check_schema
 from rusteeze.runtime.interface import RequestError
 from rusteeze.runtime.params import Grammar
 from rusteeze.runtime.sampler import SamplingError
@@ -23,6 +24,9 @@ from rusteeze.runtime.sampler import SamplingError
 MAX_CACHED = 64
 MAX_MESSAGE = 400
 COMPILE_TIMEOUT_S = 5.0
+NUM_WORKERS = 2
+STACK_BYTES = 512 << 20
+"""Of a compiling thread; backed by memory only as far as it is used."""
 WHITESPACE = r"[ \n\r\t]{0,32}"
 """Between the tokens of JSON. Bounded: a model could go on with blanks for ever."""
 LIMITS = LLParserLimits(
@@ -69,7 +73,7 @@ class Grammars:
         ends = sorted(eos_token_ids)
         self._tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=ends)
         self._timeout_s = timeout_s
-        self._workers = ThreadPoolExecutor(2, thread_name_prefix="grammar")
+        self._workers = _workers()
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -104,11 +108,25 @@ class Grammars:
         return LLMatcher(self._tokenizer, _source(grammar), log_level=0, limits=LIMITS)
 
 
+def _workers() -> ThreadPoolExecutor:
+    """Threads whose stack suffices for the deepest chain of rules that a grammar's size allows."""
+    workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="grammar")
+    usual = threading.stack_size(STACK_BYTES)
+    try:  # each waits for the others, so that all are started now
+        started = threading.Barrier(NUM_WORKERS)
+        for future in [workers.submit(started.wait) for _ in range(NUM_WORKERS)]:
+            future.result()
+    finally:
+        threading.stack_size(usual)
+    return workers
+
+
 def _source(grammar: Grammar) -> str:
-    """What llguidance reads. ValueError when a schema is no JSON."""
+    """What llguidance reads. ValueError when a schema is no JSON, or the grammar too large."""
     if grammar.kind == "regex":
         return str(LLMatcher.grammar_from_regex(grammar.source))
     if grammar.kind == "lark":
+        check_lark(grammar.source)
         return str(LLMatcher.grammar_from_lark(grammar.source))
     schema = grammar.source if grammar.kind == "json_schema" else '{"type": "object"}'
     try:
@@ -117,6 +135,7 @@ def _source(grammar: Grammar) -> str:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(parsed, dict):
         raise ValueError("a schema must be an object")
+    check_schema(parsed)
     return str(
         LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE})
     )

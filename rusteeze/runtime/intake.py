@@ -89,6 +89,11 @@ class Intake:
     def _encode(self, prompt: str) -> list[int]:
         if self._tokenizer is None:
             raise RequestError("a text prompt needs a tokenizer")
+        longest = self._limits.max_sequence_len
+        if len(prompt) > longest and (fewest := self._tokenizer.fewest_tokens(prompt)) >= longest:
+            raise RequestError(
+                f"the prompt has at least {fewest} tokens; prompt and output together may have {longest}"
+            )
         return self._tokenizer.encode(prompt)
 
     def _checked(self, prompt: Prompt) -> list[int]:

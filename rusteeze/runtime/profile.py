@@ -57,8 +57,17 @@ class Profile:
     threads: int
 
 
+def fits(executor: CpuExecutor, sequences: int, length: int) -> bool:
+    """Whether the cache holds so many sequences, each of which takes whole blocks."""
+    return sequences * blocks_for(length, executor.block_size) <= executor.num_blocks
+
+
 def decode_batches(executor: CpuExecutor, sequences: int, context: int) -> list[Batch]:
-    """One step: a token for each sequence, ``context`` tokens of each in the cache when it is done."""
+    """One step: a token for each sequence, ``context`` tokens of each in the cache when it is done.
+
+    ValueError when they do not fit into the cache."""
+    if not fits(executor, sequences, context):
+        raise ValueError(f"{sequences} sequences of {context} tokens do not fit into the cache")
     each = blocks_for(context, executor.block_size)
     chunks = [
         Chunk(
@@ -71,7 +80,9 @@ def decode_batches(executor: CpuExecutor, sequences: int, context: int) -> list[
 
 
 def prefill_batches(executor: CpuExecutor, length: int) -> list[Batch]:
-    """A prompt in chunks; only the last one wants logits."""
+    """A prompt in chunks; only the last one wants logits. ValueError when the cache cannot hold it."""
+    if not fits(executor, 1, length):
+        raise ValueError(f"{length} tokens do not fit into the cache")
     table = array("i", range(blocks_for(length, executor.block_size)))
     size = executor.max_batched_tokens
     steps = []

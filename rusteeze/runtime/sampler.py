@@ -16,12 +16,10 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
+from rusteeze.runtime.candidates import candidates, draw, top_k, weights
 from rusteeze.runtime.params import SamplingParams
 from rusteeze.runtime.token_counts import TokenCounts
-
-# Rows are searched in blocks of so many values; only speed depends on it.
-_MAXIMA_BLOCK = 64
-_SUMS_BLOCK = 512
+from rusteeze.runtime.uniforms import Uniforms
 
 
 class SamplingError(ValueError):
@@ -69,7 +67,7 @@ class RequestSampler:
         self.params = params
         self._constraint = constraint
         self.num_sampled = 0
-        self._seed = (seed if params.seed is None else params.seed) % 2**64
+        self._uniforms = Uniforms((seed if params.seed is None else params.seed) % 2**64)
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
         ends = () if params.ignore_eos else eos_token_ids
@@ -130,8 +128,8 @@ class RequestSampler:
     def _choose(self, logits: np.ndarray, scratch: np.ndarray) -> int:
         if self.params.temperature == 0:
             return int(logits.argmax())
-        ids, weights = _candidates(logits, self.params, scratch)
-        index = _draw(weights, _uniform(self._seed, self.num_sampled))
+        ids, kept = candidates(logits, self.params, scratch)
+        index = draw(kept, self._uniforms.at(self.num_sampled))
         return index if ids is None else int(ids[index])
 
 
@@ -142,13 +140,13 @@ def sample_rows(
 
     ``scratch`` f32[V] is overwritten.
     """
-    best = logits.argmax(axis=1)
-    # The argmax of a row with a NaN is the NaN, so these values tell of the whole rows.
-    peaks = logits[np.arange(len(logits)), best]
-    if np.isfinite(peaks).all() and all(sampler.is_argmax for sampler in samplers):
-        return [Sample(token) for token, _ in zip(best.tolist(), samplers, strict=True)]
-    rows = zip(logits, best.tolist(), peaks.tolist(), samplers, strict=True)
-    return [_sample_row(*row, scratch) for row in rows]
+    if all(sampler.is_argmax for sampler in samplers):
+        best = logits.argmax(axis=1)
+        # The argmax of a row with a NaN is the NaN, so these values tell of the whole rows.
+        if np.isfinite(logits[np.arange(len(logits)), best]).all():
+            return [Sample(token) for token, _ in zip(best.tolist(), samplers, strict=True)]
+    # Row by row: all that is done with a row finds it in the processor's cache.
+    return [_sample_row(*pair, scratch) for pair in zip(logits, samplers, strict=True)]
 
 
 def token_logprobs(
@@ -161,8 +159,8 @@ def token_logprobs(
     largest = float(row.max())
     if not math.isfinite(largest):
         raise NotFiniteError
-    log_total = largest + math.log(_weights(row, 1.0, scratch).sum(dtype=np.float64))
-    top = _top_k(row, min(num_top, len(row))) if num_top else np.empty(0, np.int64)
+    log_total = largest + math.log(weights(row, 1.0, scratch).sum(dtype=np.float64))
+    top = top_k(row, min(num_top, len(row))) if num_top else np.empty(0, np.int64)
     best_first = top[np.argsort(-row[top], kind="stable")].tolist()
     return Logprobs(
         float(row[token_id]) - log_total,
@@ -171,9 +169,10 @@ def token_logprobs(
 
 
 def _sample_row(
-    row: np.ndarray, best: int, peak: float, sampler: RequestSampler, scratch: np.ndarray
+    row: np.ndarray, sampler: RequestSampler, scratch: np.ndarray
 ) -> Sample | Exception:  # fmt: skip
-    if not math.isfinite(peak):
+    best = int(row.argmax())
+    if not math.isfinite(row[best]):
         return NotFiniteError()
     if sampler.is_argmax:
         return Sample(best)
@@ -186,96 +185,3 @@ def _sample_row(
 def _has_penalties(params: SamplingParams) -> bool:
     additive = params.presence_penalty or params.frequency_penalty
     return bool(additive) or params.repetition_penalty != 1
-
-
-def _candidates(
-    logits: np.ndarray, params: SamplingParams, scratch: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Token ids, ascending (None: all), and their unnormalised probabilities; the largest is 1."""
-    ids = _top_k(logits, params.top_k) if 0 < params.top_k < len(logits) else None
-    kept_logits = logits if ids is None else logits[ids]
-    weights = _weights(kept_logits, params.temperature, scratch[: len(kept_logits)])
-    if params.top_p < 1:
-        kept = _nucleus(weights, params.top_p)
-        ids, weights = (kept if ids is None else ids[kept]), weights[kept]
-    if params.min_p > 0:
-        kept = np.flatnonzero(weights >= params.min_p)
-        ids, weights = (kept if ids is None else ids[kept]), weights[kept]
-    return ids, weights
-
-
-def _weights(logits: np.ndarray, temperature: float, out: np.ndarray) -> np.ndarray:
-    """exp((logits - max) / temperature), in ``out``, which may be ``logits`` itself."""
-    # The maximum is taken off first, so that a tiny temperature overflows to -inf and not to NaN.
-    np.subtract(logits, logits.max(), out=out)
-    with np.errstate(over="ignore"):
-        np.divide(out, np.float32(temperature), out=out)
-    np.exp(out, out=out)
-    return out
-
-
-def _top_k(logits: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k largest, ascending.
-
-    The k-th largest of the blocks' maxima is no larger than the k-th largest value, so only what
-    reaches it has to be partitioned.
-    """
-    maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), _MAXIMA_BLOCK))
-    candidates = logits
-    if k <= len(maxima):
-        candidates = logits[logits >= _kth_largest(maxima, k)]
-    return _largest(logits, _kth_largest(candidates, k), k)
-
-
-def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
-    """Indices, ascending, of the fewest largest weights whose share is at least ``top_p``.
-
-    Only weights above a floor are sorted. It is lowered until there is enough above it, which is so
-    at ``lowest`` if not before: weights below (1 - top_p) / n of the total add up to less than
-    1 - top_p of it.
-    """
-    total = float(weights.sum(dtype=np.float64))
-    lowest = (1 - top_p) * total / len(weights)
-    floor = 0.01
-    candidates = weights[weights >= floor]
-    while floor > lowest and candidates.sum(dtype=np.float64) < top_p * total:
-        floor /= 8
-        candidates = weights[weights >= floor]
-    ordered = np.sort(candidates)[::-1]
-    enough = int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), top_p * total))
-    size = min(enough + 1, len(ordered))
-    return _largest(weights, ordered[size - 1], size)
-
-
-def _kth_largest(values: np.ndarray, k: int) -> float:
-    return float(np.partition(values, len(values) - k)[len(values) - k])
-
-
-def _largest(values: np.ndarray, bound: float, size: int) -> np.ndarray:
-    """Indices of the ``size`` largest, of which ``bound`` is the smallest; the first ties stay."""
-    kept = np.flatnonzero(values >= bound)
-    surplus = len(kept) - size
-    if surplus > 0:
-        tied = np.flatnonzero(values[kept] == bound)
-        kept = np.delete(kept, tied[-surplus:])
-    return kept
-
-
-def _uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that is a function of seed and position alone."""
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
-
-
-def _draw(weights: np.ndarray, uniform: float) -> int:
-    """The index at which the running sum of the weights passes ``uniform`` of their total."""
-    sums = np.add.reduceat(weights, np.arange(0, len(weights), _SUMS_BLOCK), dtype=np.float64)
-    shares = np.cumsum(sums)
-    target = uniform * shares[-1]
-    block = int(np.searchsorted(shares, target, side="right"))
-    start = block * _SUMS_BLOCK
-    inside = np.cumsum(weights[start : start + _SUMS_BLOCK], dtype=np.float64)
-    below = shares[block - 1] if block else 0.0
-    index = int(np.searchsorted(inside, target - below, side="right"))
-    if index == len(inside):  # rounding: the two sums of this block differ in the last bit
-        index = int(np.flatnonzero(weights[start : start + _SUMS_BLOCK])[-1])
-    return start + index

@@ -129,17 +129,17 @@ class Scheduler:
         self._sequences[sequence.id] = sequence
         insort(self._waiting, sequence, key=precedence)
 
-    def finish(self, sequence_id: str, reason: FinishReason) -> bool:
+    def finish(self, sequence_id: str, reason: FinishReason, doubtful: bool = False) -> bool:
         """End a sequence in any state and free its blocks. False if there is none of that id.
 
-        What a sequence leaves behind that ended by a fault is not shared: it may be the fault.
+        ``doubtful``: what its blocks hold may be wrong, so nobody shall find them any more.
         """
         sequence = self._sequences.pop(sequence_id, None)
         if sequence is None:
             return False
         queue = self._waiting if sequence.state is State.WAITING else self._running
         queue.remove(sequence)
-        if reason is FinishReason.ERROR and self.prefixes:
+        if doubtful and self.prefixes:
             self.prefixes.forget(sequence)
         self._release_blocks(sequence)
         sequence.finish(reason)

@@ -15,9 +15,13 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
+
+from rusteeze.runtime.byte_alphabet import byte_level_bytes
+from rusteeze.runtime.token_bound import TokenBound, token_bound
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _ANY = "a"  # stands for whatever precedes a token; decoders treat only the first token differently
@@ -66,8 +70,19 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. A rendered chat template has its special tokens already: pass False."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # As a batch: other threads go on meanwhile, and no offsets are computed.
+        (found,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = found.ids
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """A text has at least so many tokens: known at once, however long it is."""
+        bound = self._token_bound
+        return 0 if bound is None else bound.fewest_tokens(text)
+
+    @cached_property
+    def _token_bound(self) -> TokenBound | None:
+        return token_bound(self.to_json())
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence. Ids outside the vocabulary have none."""
@@ -94,7 +109,7 @@ class Tokenizer:
 
     def _decode_token(self, token: str, first: bool) -> bytes:
         if self._byte_level:
-            return _byte_level_bytes(token)
+            return byte_level_bytes(token)
         value = _BYTE_TOKEN.fullmatch(token) if self._byte_tokens else None
         if value and int(value[1], 16) >= 0x80:  # part of a character; ASCII is decoded as text
             return bytes.fromhex(value[1])
@@ -158,23 +173,3 @@ def _backend(read: Callable[[str], Backend], source: str) -> Backend:
 
 def _decodes(backend: Backend, tokens: list[str], text: str) -> bool:
     return backend.decoder is not None and backend.decoder.decode(tokens) == text
-
-
-def _byte_level_bytes(token: str) -> bytes:
-    """The inverse of GPT-2's printable bytes; a token with other characters stands for itself."""
-    try:
-        return bytes([BYTE_OF[character] for character in token])
-    except KeyError:
-        return token.encode()
-
-
-def _printable_bytes() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, others for U+0100 …"""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    return alphabet | {chr(0x100 + index): byte for index, byte in enumerate(others)}
-
-
-BYTE_OF = _printable_bytes()
-"""GPT-2's stand-in of each byte, to the byte."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from rusteeze.runtime.template import ChatTemplate
@@ -13,7 +12,6 @@ from rusteeze.server.errors import bad_request, overloaded, unavailable
 from rusteeze.server.limits import MAX_CHOICES, Limits
 from rusteeze.server.metrics import Metrics
 from rusteeze.server.replies import AsyncEngine
-from rusteeze.server.text_bound import TextBound
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,6 @@ class ServedModel:
     max_model_len: int
     vocab_size: int
 
-    @cached_property
-    def text_bound(self) -> TextBound:
-        return TextBound.of(self.tokenizer)
-
     def encode(self, text: str) -> list[int]:
         """Tokens of a plain prompt, after whatever the model expects at the start of a text."""
         return [*(self.defaults.get("prompt_prefix_ids") or []), *self.encode_bare(text)]
@@ -39,10 +33,9 @@ class ServedModel:
     def encode_bare(self, text: str) -> list[int]:
         """Tokens of a text alone. ApiError 400 when it cannot but have more than the model takes."""
         longest = self.max_model_len
-        if len(text) > longest and self.text_bound.exceeds(text, longest):
+        if len(text) > longest and (fewest := self.tokenizer.fewest_tokens(text)) > longest:
             raise bad_request(
-                f"the text has {len(text)} characters, for which {longest} tokens, the most of prompt and "
-                "output together, cannot suffice",
+                f"the text has at least {fewest} tokens; prompt and output together may have {longest}",
                 code="context_length_exceeded",
             )
         return self.tokenizer.encode(text, add_special_tokens=False)

@@ -82,7 +82,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def fail(self, id: str) -> None:
         """Of what a failed sequence held, nothing may be found again."""
         held = list(self.live[id].block_table) if id in self.live else []
-        self.scheduler.finish(id, FinishReason.ERROR)
+        self.scheduler.finish(id, FinishReason.ERROR, doubtful=True)
         self.forget(id)
         self.spoil(held)
 

@@ -1,29 +1,18 @@
 from __future__ import annotations
 
-import json
 import re
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live import MODEL, Live
-from tiny_tokenizers import (
-    byte_fallback,
-    byte_level,
-    metaspace,
-    tokenizer,
-    word_piece,
-)
-from tokenizers import AddedToken, normalizers, pre_tokenizers
-from tokenizers import Tokenizer as Backend
+from tiny_tokenizers import tokenizer
 
 from rusteeze.runtime.tokens import Tokenizer
 from rusteeze.server import prompts
 from rusteeze.server.openapi import below
-from rusteeze.server.text_bound import TextBound
 
 WORDS = tokenizer()
 
@@ -98,44 +87,3 @@ def test_tokens_are_put_into_words_in_another_thread(tiny: Live, monkeypatch: py
     tiny.ask("POST", "/tokenize", {"prompt": "b" * 100, "return_token_strs": True})
     assert threads
     assert all(name.startswith("asyncio_") for name in threads)
-
-
-def lacking() -> Backend:
-    """As some real ones: bytes that no text of its training had are left out of a prompt in silence."""
-    made = json.loads(byte_level().to_str())
-    vocab = [token for token in made["model"]["vocab"] if token not in ("b", "\u0101")]
-    made["model"]["vocab"] = {token: id for id, token in enumerate(vocab)}
-    made["added_tokens"] = []
-    return Backend.from_str(json.dumps(made))
-
-
-def composing() -> Backend:
-    backend = byte_level()
-    backend.normalizer = normalizers.NFC()
-    return backend
-
-
-COMPOSED = "ha\u0301\u1100\u1161\u11a8\u03b1\u0313\u0342\u0345\u212a\u1fef日本"
-
-
-@settings(max_examples=200, deadline=None)
-@given(text=st.text(max_size=40) | st.text(COMPOSED, max_size=40) | st.text("b\x01x", max_size=40))
-@pytest.mark.parametrize("family", [byte_level, byte_fallback, composing, lacking])
-def test_the_bound_holds(family: Callable[[], Backend], text: str) -> None:
-    words = Tokenizer(family())
-    ids = words.encode(text, add_special_tokens=False)
-    bound = TextBound.of(words)
-    assert bound.token_bytes
-    assert not bound.exceeds(text, len(ids))
-    assert bound.exceeds("x" * (bound.token_bytes * len(ids) + 1), len(ids))
-
-
-def test_where_text_is_dropped_there_is_no_bound() -> None:
-    stripping, removing, short = byte_level(), byte_level(), byte_fallback()
-    stripping.add_tokens([AddedToken("<x>", rstrip=True)])
-    removing.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    short.normalizer = normalizers.Replace("aa", "a")
-    for backend in (stripping, removing, short, metaspace(), word_piece()):
-        assert not TextBound.of(Tokenizer(backend)).token_bytes

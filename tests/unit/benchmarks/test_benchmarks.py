@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ceilings
+import measurements
+import ours
 import pytest
 import run
 import table
@@ -17,9 +20,11 @@ import turns
 from answering import timed
 from machine import Measured
 from measurements import Measurement, prompts
-from provider import Provider
+from provider import Answer, Provider
 from turns import Effort, in_turns
 
+SCRIPTS = Path(run.__file__).parent.glob("*.py")
+PEERS = ("llama_cpp", "openvino")  # each in an environment of its own
 SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -63,8 +68,45 @@ def test_what_an_engine_prints_does_not_disturb_its_answers(tmp_path: Path) -> N
 
 
 def test_prompts_are_new_in_every_repeat_and_the_same_for_all() -> None:
-    assert prompts(2, 5, 0) == prompts(2, 5, 0) != prompts(2, 5, 1)
-    assert [len(p) for p in prompts(3, 7, 0)] == [7, 7, 7]
+    assert prompts("a", 2, 5, 0) == prompts("a", 2, 5, 0) != prompts("a", 2, 5, 1)
+    assert prompts("a", 2, 5, 0) != prompts("b", 2, 5, 0)
+    assert [len(p) for p in prompts("a", 3, 7, 0)] == [7, 7, 7]
+
+
+class Listening(Provider):
+    """Remembers how the prompts of each measurement begin."""
+
+    beginnings: set[tuple[int, ...]]
+
+    def generate(self, prompts: Sequence[Sequence[int]], new: int) -> Answer:
+        self.beginnings |= {tuple(p[:16]) for p in prompts}
+        return Answer(float(new), 1.0, 1)
+
+
+def test_no_two_measurements_have_a_prompt_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Listening("all ears", "w", [], [])
+    monkeypatch.setattr(measurements, "GROWTH", (128, 512, 2048))
+    seen: list[tuple[int, ...]] = []
+    for measurement in measurements.measurements(("decode", "prefill", "growth")):
+        for seed in (0, 1):
+            engine.beginnings = set()
+            measurement.value(engine, seed)
+            seen += engine.beginnings
+    assert len(seen) == len(set(seen)) > 2 * (1 + 8 + 32)
+
+
+def test_our_engine_reuses_no_prefixes_either() -> None:
+    assert ours.CONFIG.prefix_caching is False
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in SCRIPTS))
+def test_scripts_lack_nothing_but_the_engine_of_a_peer(script: str) -> None:
+    missing = None
+    try:
+        importlib.import_module(script)
+    except ModuleNotFoundError as error:
+        missing = error.name
+    assert missing in (None, *PEERS)
 
 
 def test_works_take_turns_and_the_first_round_warms_up() -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import builtins
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import Result
+from mock_executor import MockExecutor
 from smollm2 import MARKS, rusteeze
 
 from rusteeze.cli.kernel_groups import grouped
+from rusteeze.cli.profile import _batches, _check_room
 from rusteeze.cli.roofline import draw
 from rusteeze.cli.trace_file import trace_events
+from rusteeze.errors import UserError
 from rusteeze.runtime.ceilings import Ceilings
 from rusteeze.runtime.profile import CallProfile, Profile
 
@@ -77,6 +81,19 @@ def test_without_matplotlib_the_command_says_what_to_install(
     result = run("profile", artifact, "--roofline", tmp_path / "r.png")
     assert result.exit_code == 2
     assert result.stderr == "error: --roofline needs matplotlib; run: pip install 'rusteeze[plot]'\n"
+
+
+@pytest.mark.parametrize(
+    ("sequences", "length", "fits"), [(4, 16, True), (2, 17, True), (3, 17, False), (1, 65, False)]
+)
+def test_each_sequence_needs_whole_blocks(sequences: int, length: int, fits: bool) -> None:
+    executor = MockExecutor(num_blocks=4, block_size=16)
+    executor.max_sequences = 8  # type: ignore[attr-defined]
+    with nullcontext() if fits else pytest.raises(UserError, match="do not fit into a cache of 64"):
+        _check_room(executor, sequences, length)  # type: ignore[arg-type]
+    with nullcontext() if fits else pytest.raises(ValueError, match="do not fit into the cache"):
+        (batch,) = _batches(executor, sequences, length, None)  # type: ignore[arg-type]
+        assert batch.slot_mapping.max() < 64
 
 
 class TestSmallModel:

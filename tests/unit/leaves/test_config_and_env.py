@@ -70,6 +70,18 @@ def test_a_bad_value_is_an_error(
 
 
 @pytest.mark.parametrize(
+    ("plain", "own", "level"),
+    [("critical", "", "warning"), ("TRACE", "info", "info"), ("10", "", "warning"), ("Debug", "", "debug")],
+)
+def test_levels_of_other_software_are_ignored(
+    plain: str, own: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOG_LEVEL", plain)
+    monkeypatch.setenv("RUSTEEZE_LOG_LEVEL", own)
+    assert env.log_level() == level
+
+
+@pytest.mark.parametrize(
     ("text", "num_bytes"),
     [
         ("0", 0),

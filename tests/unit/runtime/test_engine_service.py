@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -144,6 +147,38 @@ def test_statistics_add_up_at_every_step() -> None:
     assert stats.prefix_queried_tokens == stats.prompt_tokens - usages[0].prompt_tokens
     assert stats.num_preemptions == engine.scheduler.num_preemptions > 0
     assert stats.used_blocks == stats.num_running == stats.num_waiting == 0
+
+
+# Several threads
+
+
+def test_a_cancel_in_the_middle_of_a_submit_takes_effect_after_it() -> None:
+    engine = SyncEngine(MockExecutor())
+    cancels: list[Thread] = []
+
+    class Interrupted(deque[Any]):
+        """Another thread cancels when the first command is on its way."""
+
+        def _interrupt(self) -> None:
+            if not cancels:
+                cancels.append(Thread(target=engine.cancel, args=["a"]))
+                cancels[0].start()
+                cancels[0].join(0.1)  # if it can go on now, it does
+
+        def append(self, command: Any) -> None:
+            self._interrupt()
+            super().append(command)
+
+        def extend(self, commands: Iterable[Any]) -> None:
+            self._interrupt()
+            super().extend(commands)
+
+    engine._commands = Interrupted()
+    engine.submit(PROMPT, GREEDY, "a")
+    cancels[0].join()
+    done = collect(engine)
+    assert done["a"].finish_reason == "abort"
+    assert engine.scheduler.num_running == engine.scheduler.num_waiting == 0
 
 
 # Timeouts

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -16,6 +18,7 @@ from rusteeze.runtime import grammar as grammar_module
 from rusteeze.runtime.config import EngineConfig
 from rusteeze.runtime.engine import SyncEngine
 from rusteeze.runtime.grammar import Grammars
+from rusteeze.runtime.grammar_size import MAX_NESTING, MAX_RULES, check_schema
 from rusteeze.runtime.interface import Completion, Fault, RequestError, SamplingParams
 from rusteeze.runtime.params import Grammar
 
@@ -137,6 +140,81 @@ def test_what_compiles_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     target = Grammars(WORDS.to_json(), WORDS.vocab_size, [END or 0], timeout_s=0.05)
     with pytest.raises(RequestError, match="regex: compiling takes too long"):
         target.start(Grammar("regex", "a"))
+
+
+def chain(length: int) -> str:
+    """A schema whose definitions refer to each other, ``length`` references deep."""
+    definitions = {
+        f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(length)
+    } | {f"d{length}": {"type": "integer"}}  # fmt: skip
+    return json.dumps({"$defs": definitions, "$ref": "#/$defs/d0"}, separators=(",", ":"))
+
+
+def rules(length: int) -> str:
+    links = "\n".join(f'a{i}: "a" a{i + 1}' for i in range(length))
+    return f'start: a0\n{links}\na{length}: "a"'
+
+
+DEEP = {
+    "references": Grammar("json_schema", chain(MAX_RULES - 1)),
+    "many references": Grammar("json_schema", chain(1100)),
+    "rules": Grammar("lark", rules(MAX_RULES - 2)),
+    "many rules": Grammar("lark", rules(3000)),
+    "broken rules": Grammar("lark", rules(MAX_RULES - 2).replace(f'a{MAX_RULES - 2}: "a"', "")),
+}
+PROGRAM = """
+import json, sys
+from rusteeze.runtime.grammar import Grammars
+from rusteeze.runtime.interface import RequestError
+from rusteeze.runtime.params import Grammar
+from rusteeze.runtime import grammar_size
+asked = json.load(sys.stdin)
+grammar_size.MAX_RULES = asked["max_rules"]
+grammars = Grammars(asked["tokenizer"], asked["vocab_size"], [asked["end"]])
+try:
+    grammars.start(Grammar(asked["kind"], asked["source"]))
+except RequestError as error:
+    print(str(error)[:60])
+else:
+    print("compiled")
+"""
+
+
+def outcome(grammar: Grammar, max_rules: int = MAX_RULES) -> str:
+    """What becomes of a grammar, in a process that may die of it."""
+    asked = {
+        "tokenizer": WORDS.to_json(), "vocab_size": WORDS.vocab_size, "end": END,
+        "kind": grammar.kind, "source": grammar.source, "max_rules": max_rules,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], input=json.dumps(asked), capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"signal {-done.returncode}: {done.stderr}"
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("references", "compiled"), ("many references", "json_schema: it has more than 500 references"),
+        ("rules", "compiled"), ("many rules", "lark: it has more than 500 rules"),
+        ("broken rules", "lark: "),
+    ],
+)  # fmt: skip
+def test_deep_grammars_do_not_end_the_process(what: str, expected: str) -> None:
+    assert outcome(DEEP[what]).startswith(expected)
+
+
+@pytest.mark.parametrize("what", ["many references", "many rules"])
+def test_the_stack_suffices_even_without_the_caps(what: str) -> None:
+    assert outcome(DEEP[what], max_rules=10**6) == "compiled"
+
+
+def test_nesting_is_capped() -> None:
+    deepest = '{"items":' * MAX_NESTING + "{}" + "}" * MAX_NESTING
+    check_schema(json.loads(deepest))
+    with pytest.raises(ValueError, match="more than 64 levels"):
+        check_schema({"items": json.loads(deepest)})
 
 
 @pytest.mark.parametrize(

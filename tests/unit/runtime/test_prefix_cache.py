@@ -12,7 +12,7 @@ from mock_executor import MockExecutor, greedy_tokens
 from rusteeze.runtime import prefix_cache
 from rusteeze.runtime.config import EngineConfig
 from rusteeze.runtime.engine import SyncEngine
-from rusteeze.runtime.interface import Completion, SamplingParams
+from rusteeze.runtime.interface import Completion, Fault, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4)
 PROMPT = list(range(1, 19))  # four blocks of four tokens and two
@@ -164,6 +164,26 @@ def test_what_a_failed_request_computed_is_not_shared() -> None:
     assert failed.finish_reason == "error"
     assert cached(engine, PROMPT) == 0
     assert engine.scheduler.pool.num_used == 0
+
+
+def test_what_a_request_computed_that_ran_out_of_time_is_still_shared() -> None:
+    now = [0.0]
+    engine = SyncEngine(MockExecutor(), clock=lambda: now[0])
+    engine.submit(PROMPT, replace(GREEDY, timeout_s=1.0))
+    engine.step()
+    now[0] = 2.0
+    (output,) = engine.step()
+    assert output.fault is Fault.TIMEOUT
+    assert cached(engine, PROMPT) == 16
+
+
+def test_what_a_request_computed_that_ran_out_of_tokens_is_still_shared() -> None:
+    executor = MockExecutor()
+    engine = SyncEngine(executor)
+    all_end_it = tuple(range(executor.vocab_size))
+    (done,) = engine.generate([PROMPT], replace(GREEDY, min_tokens=1, stop_token_ids=all_end_it))
+    assert done.fault is Fault.NO_TOKEN
+    assert cached(engine, PROMPT) == 16
 
 
 @pytest.mark.parametrize("salt", ["x" * 257, "é", "a\nb", None, 3])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from rusteeze.artifact.contract import Cost
 from rusteeze.runtime.profile import decode_batches, prefill_batches, work
 
-EXECUTOR = SimpleNamespace(block_size=16, max_batched_tokens=64)
+EXECUTOR = SimpleNamespace(block_size=16, max_batched_tokens=64, num_blocks=10)
 
 
 def test_decoding_is_one_token_for_each_sequence_with_pages_of_its_own() -> None:
@@ -25,6 +26,14 @@ def test_a_prompt_comes_in_chunks_and_the_last_one_wants_logits() -> None:
     assert [batch.num_tokens for batch in batches] == [64, 64, 22]
     assert [len(batch.rows) for batch in batches] == [0, 0, 1]
     assert np.concatenate([batch.positions for batch in batches]).tolist() == list(range(150))
+
+
+def test_batches_stay_within_the_cache() -> None:
+    for sequences, length in ((4, 33), (1, 161)):
+        with pytest.raises(ValueError, match="do not fit into the cache"):
+            decode_batches(EXECUTOR, sequences, length)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="do not fit into the cache"):
+        prefill_batches(EXECUTOR, 161)  # type: ignore[arg-type]
 
 
 def test_work_counts_rows_pairs_and_the_cache() -> None:

@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rusteeze.runtime.candidates import candidates
 from rusteeze.runtime.params import SamplingParams
 from rusteeze.runtime.sampler import (
     RequestSampler,
     Sample,
     SamplingError,
-    _candidates,
     sample_rows,
     token_logprobs,
 )
+from rusteeze.runtime.uniforms import Uniforms
 
 EOS = 7
 
@@ -117,7 +118,7 @@ def test_only_the_kept_tokens_are_drawn_each_with_its_share(
 ) -> None:
     row = random_row(vocab_size, seed=vocab_size)
     expected = kept_by_reference(row, **params)
-    ids, weights = _candidates(row, SamplingParams(**params), np.empty_like(row))
+    ids, weights = candidates(row, SamplingParams(**params), np.empty_like(row))
     kept = np.arange(vocab_size) if ids is None else ids
     assert set(kept.tolist()) == set(expected)
     assert len(weights) == len(kept)
@@ -172,6 +173,36 @@ def test_the_same_seed_and_position_give_the_same_token() -> None:
     first, second = sampler(seed=1, top_k=50), sampler(seed=1, top_k=50)
     assert [sample(first, row)] * 3 == [sample(second, row) for _ in range(3)]
     assert len({tuple(draws(row, 20, seed=s).items()) for s in range(10)}) == 10
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**64 - 1])
+def test_numbers_belong_to_seed_and_position_alone(seed: int) -> None:
+    def wanted(position: int) -> float:
+        return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+
+    numbers = Uniforms(seed)
+    for position in (0, 1, 2, 63, 64, 65, 1000, 999, 5, 5):
+        assert numbers.at(position) == wanted(position)
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {}, {"temperature": 0.7}, {"top_p": 0.95}, {"top_p": 0.99, "temperature": 1.5}, {"top_k": 30},
+        {"top_k": 300, "top_p": 0.9}, {"min_p": 0.05}, {"min_p": 1.0}, {"min_p": 1e-6, "temperature": 0.1},
+    ],
+)  # fmt: skip
+def test_what_is_drawn_is_where_the_sum_in_double_precision_passes_the_number(
+    params: dict[str, Any], scale: float
+) -> None:
+    for seed in range(8):
+        row = random_row(20_011, seed, scale)
+        expected = kept_by_reference(row, **params)
+        ids = sorted(expected)
+        shares = np.cumsum([expected[id] for id in ids])
+        index = int(np.searchsorted(shares, Uniforms(seed).at(0), side="right"))
+        assert one(row, seed=seed, **params) == ids[index]
 
 
 def test_a_given_seed_wins_over_the_engine_s() -> None:
