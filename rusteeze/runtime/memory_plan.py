@@ -55,7 +55,8 @@ class MemoryPlan:
         yield "weights", self.weight_bytes, "the model and its quantisation"
         yield "scratch", self.scratch_bytes, "--max-num-batched-tokens"
         yield "process", PROCESS_BYTES, "an allowance"
-        cap = f"at most {DEFAULT_CACHE_BYTES >> 30} GiB unasked; --memory takes more"
+        most = f"{DEFAULT_CACHE_BYTES >> 30} GiB, or one longest sequence, is the most unasked"
+        cap = f"{most}; --memory takes more"
         cache = cap if self.capped else "--memory, --gpu-memory-utilization"
         yield f"cache, {tokens} tokens", self.cache_bytes, cache
         yield "budget", self.budget_bytes, "--memory, --gpu-memory-utilization"
