@@ -16,7 +16,7 @@ _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 )
 LINGER_SECONDS = 2.0
-"""How long what a client still sends is thrown away, so that it can read the answer that it already has."""
+"""How long the rest of a body that was answered unread may take."""
 
 
 class HeadTooLarge(Exception):
@@ -31,7 +31,6 @@ def limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
             super().__init__(*args, **kwargs)
             self._head_bytes = 0  # of request line, headers and trailers, as far as they are parsed
             self._unread_bytes = 0  # received since the last body or end of a head
-            self._lingers = False
             self._deadline: asyncio.TimerHandle | None = None
             self._stalled: asyncio.TimerHandle | None = None
 
@@ -46,8 +45,6 @@ def limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self._lingers:
-                return
             self._unread_bytes += len(data)
             super().data_received(data)
             if self._unread_bytes > limits.max_header_bytes and not self.transport.is_closing():
@@ -113,12 +110,15 @@ def limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
                 self._linger()
 
         def _linger(self) -> None:
-            """Close, since the rest of this body is no next request. At once, the system would throw away
-            what the client has not read yet."""
-            self._lingers = True
+            """Close unless the rest of the body comes soon: nobody wants it, but it is no next request."""
             self._unset_keepalive_if_required()
-            self.transport.write_eof()
-            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+            self._stop_waiting()
+            self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            if self.cycle.response_complete:
+                self._stop_waiting()
 
         # Patience
 
