@@ -87,7 +87,7 @@ def request(model: str, prompt: list[int], new: int, stream: bool) -> bytes:
         "model": model, "prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True,
         "stream": stream,
     }).encode()  # fmt: skip
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 

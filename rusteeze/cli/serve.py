@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 import rusteeze.source
-from rusteeze.artifact.store import verify
 from rusteeze.cli.artifacts import artifact_for, cached
 from rusteeze.cli.command import Command, wants_json
 from rusteeze.cli.output import bytes_text, print_json
@@ -18,14 +17,13 @@ from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
 from rusteeze.runtime.memory_plan import MemoryPlan
 from rusteeze.server import config as settings
+from rusteeze.server.access import is_loopback
 from rusteeze.server.app import AppOptions, build_app
 from rusteeze.server.boot import load_model, service_of
 from rusteeze.server.config import ServeConfig
 from rusteeze.server.serving import bind, run
 
 _log = logging.getLogger(__name__)
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 # Option to the setting that it overrides.
 _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -108,14 +106,22 @@ def _serve(config: ServeConfig, path: str, start: float) -> None:
     finished("artifact")
     model, memory = load_model(artifact, config)
     finished("load")
-    name = config.model.name or str(verify(artifact).facts.get("model") or source.name)
+    name = config.model.name or str(model.manifest.facts.get("model") or source.name)
     service = service_of(model, name, artifact, config, memory)
     service.metrics.startup(phases, found)
-    cors = config.server.cors
-    app = build_app(service, AppOptions(config.server.api_key, cors.origins if cors.enabled else ()))
+    app = build_app(service, _app_options(config))
     _announce(config, name, memory, listener.getsockname()[1], phases)
     run(app, service, listener)
     model.close()
+
+
+def _app_options(config: ServeConfig) -> AppOptions:
+    server, cors = config.server, config.server.cors
+    checks_hosts = is_loopback(server.host) or bool(server.allowed_hosts)
+    return AppOptions(
+        server.api_key, cors.origins if cors.enabled else (),
+        server.allowed_hosts if checks_hosts else None,
+    )  # fmt: skip
 
 
 def _announce(
@@ -124,7 +130,7 @@ def _announce(
     """Where the server listens, and what it does with memory: for people, or as one JSON object."""
     host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
     url = f"http://{host}:{port}"
-    if config.server.host not in LOOPBACK and not config.server.api_key:
+    if not is_loopback(config.server.host) and not config.server.api_key:
         _log.warning("listening on %s without an API key: whoever reaches it may use it", host)
     if memory.max_model_len < memory.asked_model_len:
         _log.warning(

@@ -6,7 +6,7 @@ from __future__ import annotations
 def byte_level_bytes(token: str) -> bytes:
     """The inverse of GPT-2's printable bytes; a token with other characters stands for itself."""
     try:
-        return bytes([_BYTE_OF[character] for character in token])
+        return bytes([BYTE_OF[character] for character in token])
     except KeyError:
         return token.encode()
 
@@ -19,5 +19,4 @@ def _printable_bytes() -> dict[str, int]:
     return alphabet | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
-_BYTE_OF = _printable_bytes()
-BYTE_CHARACTERS = frozenset(_BYTE_OF)
+BYTE_OF = _printable_bytes()

@@ -59,6 +59,7 @@ class EngineThread:
         self._failed = failed
         self._wake = threading.Event()
         self._stopping = False
+        self._ended = False
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -68,8 +69,8 @@ class EngineThread:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs. False from the moment in which it ends, however it ends."""
-        return self._thread.is_alive()
+        """Whether requests are served. False before ``failed`` is called, so that none comes after it."""
+        return self._thread.is_alive() and not self._ended
 
     @property
     def seconds_since_beat(self) -> float:
@@ -100,6 +101,7 @@ class EngineThread:
             while not self._stopping:
                 self._turn()
         except BaseException:
+            self._ended = True
             _log.critical("the engine has failed; nothing is served any more", exc_info=True)
             self._failed()
 

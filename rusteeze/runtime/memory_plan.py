@@ -20,6 +20,7 @@ DEFAULT_CACHE_BYTES = 4 * 2**30
 LEAST_BLOCKS = 32
 """A cache for fewer tokens than these blocks hold is of no use to anybody."""
 _MIB = 2**20
+_GROUP = Path("/sys/fs/cgroup")
 
 
 class DoesNotFit(UserError):
@@ -37,6 +38,8 @@ class MemoryPlan:
     num_blocks: int
     max_model_len: int
     asked_model_len: int
+    capped: bool = False
+    """The cache could be larger, had a budget been named."""
 
     @property
     def cache_bytes(self) -> int:
@@ -52,7 +55,10 @@ class MemoryPlan:
         yield "weights", self.weight_bytes, "the model and its quantisation"
         yield "scratch", self.scratch_bytes, "--max-num-batched-tokens"
         yield "process", PROCESS_BYTES, "an allowance"
-        yield f"cache, {tokens} tokens", self.cache_bytes, "--memory, --gpu-memory-utilization"
+        most = f"{DEFAULT_CACHE_BYTES >> 30} GiB, or one longest sequence, is the most unasked"
+        cap = f"{most}; --memory takes more"
+        cache = cap if self.capped else "--memory, --gpu-memory-utilization"
+        yield f"cache, {tokens} tokens", self.cache_bytes, cache
         yield "budget", self.budget_bytes, "--memory, --gpu-memory-utilization"
 
 
@@ -68,14 +74,15 @@ def plan_memory(
         raise DoesNotFit(
             f"--memory asks for {_mib(memory_bytes)}, but {_mib(available_bytes)} are available"
         )
-    budget = memory_bytes or int(available_bytes * utilization)
+    asked = memory_bytes is not None
+    budget = int(available_bytes * utilization) if memory_bytes is None else memory_bytes
     scratch = sum(plan.arena_row_bytes.values()) * max_batched_tokens
     fixed = weight_bytes + scratch + PROCESS_BYTES
     block = max(1, plan.kv_bytes_per_block())
     longest = -(-plan.max_model_len // BLOCK_SIZE)
-    most = budget - fixed if memory_bytes else max(DEFAULT_CACHE_BYTES, longest * block)
+    most = budget - fixed if asked else max(DEFAULT_CACHE_BYTES, longest * block)
     num_blocks = max(0, min(budget - fixed, most)) // block
-    least = longest if memory_bytes else min(longest, LEAST_BLOCKS)
+    least = longest if asked else min(longest, LEAST_BLOCKS)
     if num_blocks < least:
         raise DoesNotFit(
             f"weights {_mib(weight_bytes)} + scratch {_mib(scratch)} + process {_mib(PROCESS_BYTES)} + "
@@ -84,14 +91,37 @@ def plan_memory(
             "(raise --memory, or compile with a smaller --max-model-len)"
         )
     length = min(plan.max_model_len, num_blocks * BLOCK_SIZE)
-    return MemoryPlan(budget, weight_bytes, scratch, block, num_blocks, length, plan.max_model_len)
+    return MemoryPlan(
+        budget, weight_bytes, scratch, block, num_blocks, length, plan.max_model_len,
+        capped=most < budget - fixed,
+    )  # fmt: skip
 
 
 def available_memory() -> int:
     """Bytes that this process may still take: the machine's free memory, or its control group's."""
     free = _meminfo("MemAvailable")
-    limit, used = _group("memory.max"), _group("memory.current")
-    return free if limit is None or used is None else min(free, max(0, limit - used))
+    group = group_memory(_GROUP)
+    return free if group is None else min(free, group)
+
+
+def group_memory(folder: Path) -> int | None:
+    """Bytes that a control group may still take; None when it has no limit.
+
+    File pages in the cache, such as weights that were just read, are counted as used but are given back
+    when they are needed."""
+    limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
+    if limit is None or used is None:
+        return None
+    return max(0, limit - used + min(used, _file_pages(folder / "memory.stat")))
+
+
+def _file_pages(path: Path) -> int:
+    try:
+        pairs = (line.split() for line in path.read_text().splitlines())
+        counts = {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+    except (OSError, ValueError):
+        return 0
+    return counts.get("inactive_file", 0) + counts.get("active_file", 0)
 
 
 def _meminfo(name: str) -> int:
@@ -101,9 +131,9 @@ def _meminfo(name: str) -> int:
     raise DoesNotFit("/proc/meminfo does not say how much memory is free; give --memory")
 
 
-def _group(name: str) -> int | None:
+def _number(path: Path) -> int | None:
     try:
-        text = (Path("/sys/fs/cgroup") / name).read_text().strip()
+        text = path.read_text().strip()
     except OSError:
         return None
     return int(text) if text.isdecimal() else None

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -110,14 +111,21 @@ class SamplingParams:
     def check_vocabulary(self, vocab_size: int) -> None:
         """ValueError if a token id is not below ``vocab_size``."""
         for name, ids in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
-            for token in ids:
-                if token >= vocab_size:
-                    raise ValueError(f"{name}: token id {token} is not below {vocab_size}")
+            largest = max(ids, default=0)
+            if largest >= vocab_size:
+                raise ValueError(f"{name}: token id {largest} is not below {vocab_size}")
 
     def choices(self) -> tuple[SamplingParams, ...]:
         """The parameters of ``n`` requests for one sample each. The first is what n = 1 would give; the
         seeds of the others are a function of this one's seed and their index."""
-        return tuple(replace(self, n=1, seed=_derived(self.seed, i)) for i in range(self.n))
+        return tuple(self._choice(index) for index in range(self.n))
+
+    def _choice(self, index: int) -> SamplingParams:
+        """One of them. All else is shared, and has been checked."""
+        made = copy(self)
+        object.__setattr__(made, "n", 1)
+        object.__setattr__(made, "seed", _derived(self.seed, index))
+        return made
 
     def _normalise(self) -> None:
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop

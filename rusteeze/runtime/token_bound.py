@@ -8,16 +8,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from rusteeze.runtime.byte_alphabet import BYTE_CHARACTERS
+from rusteeze.runtime.byte_alphabet import BYTE_OF
 
 # Of U+212B one byte in three is left, of its decomposition in turn one in three.
 _COMPOSING_SHRINKS = 9
 _KEEPING_SPLITS = ("ByteLevel", "Metaspace", "Digits", "Punctuation", "Split")
 
 
-def most_bytes_per_token(tokenizer_json: str) -> int | None:
+@dataclass(frozen=True)
+class TokenBound:
+    """One token stands for at most ``most_bytes`` of UTF-8; the ``dropped`` bytes may have no token at all.
+
+    Vocabularies lack bytes that no text of their training had, and leave them out of a text in silence."""
+
+    most_bytes: int
+    dropped: bytes = b""
+
+    def fewest_tokens(self, text: str) -> int:
+        data = text.encode(errors="replace").translate(None, self.dropped)
+        return -(-len(data) // self.most_bytes)
+
+
+def token_bound(tokenizer_json: str) -> TokenBound | None:
     """From the contents of a ``tokenizer.json``; None when there is no bound."""
     parts = json.loads(tokenizer_json)
     model, added = parts["model"], parts["added_tokens"]
@@ -28,13 +43,25 @@ def most_bytes_per_token(tokenizer_json: str) -> int | None:
     # Such a token takes all the blanks around it.
     if any(token["lstrip"] or token["rstrip"] for token in added):
         return None
-    alphabet = {f"<0x{byte:02X}>" for byte in range(256)} if model["byte_fallback"] else BYTE_CHARACTERS
     over_bytes = any(split["type"] == "ByteLevel" for split in splits)
-    if not (over_bytes or model["byte_fallback"]) or not alphabet <= model["vocab"].keys():
+    dropped = _dropped(model, over_bytes)
+    # Composing may turn bytes that have tokens into such that have none.
+    if dropped is None or (dropped and shrinking > 1):
         return None
     # A byte is written as one character in such a vocabulary.
     longest = max(map(len, model["vocab"])) * (1 if over_bytes else 4)
-    return shrinking * max([longest, *(len(token["content"].encode()) for token in added)])
+    most = max([longest, *(len(token["content"].encode()) for token in added)])
+    return TokenBound(shrinking * most, dropped)
+
+
+def _dropped(model: Mapping[str, Any], over_bytes: bool) -> bytes | None:
+    """Bytes without a token; None when the model is not one over bytes."""
+    vocab = model["vocab"]
+    if model["byte_fallback"]:
+        return b"" if all(f"<0x{byte:02X}>" in vocab for byte in range(256)) else None
+    if not over_bytes:
+        return None
+    return bytes(byte for character, byte in BYTE_OF.items() if character not in vocab)
 
 
 def _steps(step: Mapping[str, Any] | None, inner: str) -> Iterator[Mapping[str, Any]]:

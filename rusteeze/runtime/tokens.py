@@ -21,7 +21,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Backend
 
 from rusteeze.runtime.byte_alphabet import byte_level_bytes
-from rusteeze.runtime.token_bound import most_bytes_per_token
+from rusteeze.runtime.token_bound import TokenBound, token_bound
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _ANY = "a"  # stands for whatever precedes a token; decoders treat only the first token differently
@@ -77,12 +77,12 @@ class Tokenizer:
 
     def fewest_tokens(self, text: str) -> int:
         """A text has at least so many tokens: known at once, however long it is."""
-        most = self._most_bytes_per_token
-        return 0 if most is None else -(-len(text) // most)
+        bound = self._token_bound
+        return 0 if bound is None else bound.fewest_tokens(text)
 
     @cached_property
-    def _most_bytes_per_token(self) -> int | None:
-        return most_bytes_per_token(self.to_json())
+    def _token_bound(self) -> TokenBound | None:
+        return token_bound(self.to_json())
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence. Ids outside the vocabulary have none."""

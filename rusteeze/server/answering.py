@@ -17,9 +17,17 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from rusteeze.runtime.engine_thread import EngineStopped
-from rusteeze.runtime.interface import Completion, FinishReason, RequestError, RequestOutput
+from rusteeze.runtime.interface import (
+    Completion,
+    FinishReason,
+    QueueFull,
+    RequestError,
+    RequestOutput,
+)
+from rusteeze.server.access import request_id
 from rusteeze.server.errors import ApiError, bad_request, internal, overloaded, unavailable
-from rusteeze.server.replies import Asked, QueueFull, Reply
+from rusteeze.server.last_resort import error_event
+from rusteeze.server.replies import Asked, Reply
 from rusteeze.server.service import Service
 
 _log = logging.getLogger(__name__)
@@ -61,8 +69,10 @@ class Answer:
         self._stream = stream
         self._headers = [(k.encode(), v.encode()) for k, v in headers.items()]
         self._reply, self._ids = submit(service, asked, each=stream)
+        self._request_id = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._request_id = request_id(scope)
         watcher = asyncio.create_task(self._cancel_on_disconnect(receive))
         try:
             await (self._send_stream(send) if self._stream else self._send_whole(send))
@@ -99,7 +109,7 @@ class Answer:
             last = map(_event, self._renderer.last_chunks())
             await self._send(send, b"".join([*last, DONE]), more=False)
         except ApiError as error:
-            await self._send(send, _event(error.body()), more=False)
+            await self._send(send, error_event(error), more=False)
 
     def _events(self, batch: Iterable[tuple[int, RequestOutput]]) -> Iterator[bytes]:
         for index, output in batch:
@@ -109,7 +119,7 @@ class Answer:
     def _check(self, output: RequestOutput) -> None:
         """ApiError or ClientDisconnect when the sequence did not end by itself."""
         if output.finish_reason is FinishReason.ERROR:
-            _log.error("sequence %s: %s", output.request_id, output.error)
+            _log.error("request %s failed: %s", self._request_id, output.error)
             raise internal()
         if output.finish_reason is FinishReason.ABORT:
             if self._service.draining:

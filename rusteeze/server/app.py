@@ -1,8 +1,7 @@
-"""The routes, and what lies around them: request ids, CORS, the API key, errors in one shape."""
+"""The routes, and what lies around them: request ids, hosts, CORS, the API key, errors in one shape."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,15 +15,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rusteeze.server import status
-from rusteeze.server.access import ApiKey, RequestId
+from rusteeze.server.access import ApiKey, KnownHosts, RequestId
 from rusteeze.server.chat import chat_completions
 from rusteeze.server.completions import completions
-from rusteeze.server.errors import ApiError, internal
+from rusteeze.server.errors import ApiError
+from rusteeze.server.last_resort import LastResort
 from rusteeze.server.openapi import openapi
 from rusteeze.server.service import Service
 from rusteeze.server.tokenizing import detokenize, tokenize
-
-_log = logging.getLogger(__name__)
 
 ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
@@ -46,10 +44,16 @@ _HTTP_MESSAGES = {404: "there is no such path", 405: "this path does not take th
 
 @dataclass(frozen=True)
 class AppOptions:
-    """``api_key`` None: everybody may ask. ``cors_origins`` empty: no other origin may."""
+    """``api_key`` None: everybody may ask. ``cors_origins`` empty: no other origin may. ``hosts``: by which
+    names, beside those of the machine itself, the server may be asked; None: by any."""
 
     api_key: str | None = None
     cors_origins: Sequence[str] = ()
+    hosts: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not self.api_key:
+            raise ValueError("an empty API key protects nothing")
 
 
 def build_app(service: Service, options: AppOptions | None = None) -> Starlette:
@@ -59,9 +63,9 @@ def build_app(service: Service, options: AppOptions | None = None) -> Starlette:
         routes=ROUTES, middleware=_layers(options), lifespan=_lifespan,
         exception_handlers={
             ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _disconnected,
-            Exception: _fault,
         },
     )  # fmt: skip
+    app.router.redirect_slashes = False  # what is redirected under a Host header goes where that says
     app.state.service = service
     app.state.has_key = options.api_key is not None
     return app
@@ -69,7 +73,9 @@ def build_app(service: Service, options: AppOptions | None = None) -> Starlette:
 
 def _layers(options: AppOptions) -> list[Middleware]:
     """Outermost first. A preflight carries no key, so CORS comes before it."""
-    layers = [Middleware(RequestId)]
+    layers = [Middleware(RequestId), Middleware(LastResort)]
+    if options.hosts is not None:
+        layers.append(Middleware(KnownHosts, names=options.hosts))
     if options.cors_origins:
         layers.append(
             Middleware(
@@ -77,7 +83,7 @@ def _layers(options: AppOptions) -> list[Middleware]:
                 allow_headers=["authorization", "content-type"], expose_headers=["x-request-id"],
             )
         )  # fmt: skip
-    if options.api_key:
+    if options.api_key is not None:
         layers.append(Middleware(ApiKey, key=options.api_key))
     return layers
 
@@ -107,8 +113,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _disconnected(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it
-
-
-async def _fault(request: Request, error: Exception) -> Response:
-    _log.error("request %s failed", request.scope.get("state", {}).get("request_id"))
-    return await _api_error(request, internal())

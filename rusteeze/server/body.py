@@ -69,7 +69,8 @@ def _too_large(most: int) -> ApiError:
 
 
 def decode_body(data: bytes, schema: type[T], strict: bool) -> Body[T]:
-    """ApiError 400 when the data is no JSON object of this schema."""
+    """ApiError 400 when the data is no JSON object of this schema, or, when ``strict``, has a field at any
+    depth that the schema does not have."""
     try:
         value = _decode(data, schema)
         names = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
@@ -83,9 +84,22 @@ def decode_body(data: bytes, schema: type[T], strict: bool) -> Body[T]:
         raise bad_request("the body is nested too deeply", code="invalid_json") from None
     known = _field_names(schema)
     unknown = tuple(_plain(name) for name in names if name not in known)[:_MOST_NAMES]
-    if unknown and strict:
-        raise bad_request(f"unknown field {unknown[0]}", unknown[0], "unknown_field")
+    if strict:
+        _refuse_unknown(msgspec.json.decode(data), msgspec.to_builtins(value), "")
     return Body(value, unknown)
+
+
+def _refuse_unknown(given: Any, read: Any, where: str) -> None:
+    """ApiError 400 when what was given has a field that is not among what was read of it."""
+    if isinstance(given, dict) and isinstance(read, dict):
+        for name, part in given.items():
+            path = f"{where}.{_plain(name)}" if where else _plain(name)
+            if name not in read:
+                raise bad_request(f"unknown field {path}", path, "unknown_field")
+            _refuse_unknown(part, read[name], path)
+    elif isinstance(given, list) and isinstance(read, list):
+        for index, pair in enumerate(zip(given, read, strict=True)):
+            _refuse_unknown(*pair, f"{where}[{index}]")
 
 
 def _decode(data: bytes, schema: type[T]) -> T:

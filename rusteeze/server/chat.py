@@ -77,7 +77,7 @@ def chat_ids(
         text = use.render(model.template, plain) if use else model.template.render(plain)
     except TemplateError as error:
         raise bad_request(str(error), "messages") from error
-    return model.tokenizer.encode(text, add_special_tokens=False)
+    return model.encode_bare(text)
 
 
 def template_message(message: Message) -> dict[str, Any]:

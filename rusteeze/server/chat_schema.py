@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from rusteeze.server.common_schema import UsageBody
-from rusteeze.server.limits import MAX_MESSAGES, MAX_TOKENS
+from rusteeze.server.limits import MAX_MESSAGES, MAX_TOKENS, MAX_TOP_LOGPROBS
 from rusteeze.server.sampling_fields import SamplingFields, Text
 from rusteeze.server.tool_schema import (
     MAX_TOOLS,
@@ -18,8 +18,6 @@ from rusteeze.server.tool_schema import (
     ToolCallDelta,
     ToolChoice,
 )
-
-MAX_TOP_LOGPROBS = 20
 
 
 class TextPart(msgspec.Struct):

@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from rusteeze.runtime.params import MAX_LOGPROBS
 from rusteeze.server.chat_schema import FinishReason
 from rusteeze.server.common_schema import UsageBody
-from rusteeze.server.limits import MAX_TOKENS
+from rusteeze.server.limits import MAX_TOKENS, MAX_TOP_LOGPROBS
 from rusteeze.server.sampling_fields import SamplingFields, TokenId
 
 DEFAULT_MAX_TOKENS = 16
@@ -30,7 +29,12 @@ class CompletionRequest(SamplingFields, kw_only=True):
     prompt: Annotated[str, Meta(min_length=1)] | Prompts
     max_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        """Alternatives to report for each token of an echoed prompt; None: report nothing."""
+        return self.logprobs if self.echo else None
 
     @property
     def wanted_tokens(self) -> int:

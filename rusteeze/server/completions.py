@@ -50,11 +50,13 @@ async def completions(request: Request) -> Answer | Response:
     )
     ids = [prompt.ids for prompt in prompts]
     # Nothing but the prompt is wanted with 0, but the engine always draws a token.
-    max_tokens = token_budget(service, ids, asked.num_choices, max(1, asked.wanted_tokens))
-    params = sampling_params(
-        asked, service.model.defaults, max_tokens, asked.logprobs,
-        asked.logprobs if asked.echo else None,
+    max_tokens = token_budget(
+        service, ids, asked.num_choices, max(1, asked.wanted_tokens),
+        with_prompts=asked.prompt_logprobs is not None,
     )  # fmt: skip
+    params = sampling_params(
+        asked, service.model.defaults, max_tokens, asked.logprobs, asked.prompt_logprobs
+    )
     await prepare_grammar(service, params.grammar, "response_format")
     return Answer(
         service, choices(ids, params),
@@ -100,13 +102,28 @@ class CompletionRenderer:
         self._identity = Identity.new("cmpl", model.name)
         self._usage = UsageCount(asked.num_choices)
         self._with_usage = asked.wants_usage_chunk
+        self._num_choices = asked.num_choices
+        self._echoes = [Echo(prompt) if asked.echo else None for prompt in prompts]
         self._parts = [
-            CompletionParts(model.tokenizer, asked, prompt)
-            for prompt in prompts
+            CompletionParts(model.tokenizer, asked, echo)
+            for echo in self._echoes
             for _ in range(asked.num_choices)
         ]
 
     def chunks(self, index: int, output: RequestOutput) -> Iterator[CompletionResponse]:
+        echo = self._echoes[index // self._num_choices]
+        if echo is None:
+            yield from self._chunks(index, output)
+            return
+        if index % self._num_choices == 0:
+            echo.push(output)
+        echo.held.append((index, output))
+        if echo.is_complete:
+            held, echo.held = echo.held, []
+            for each in held:
+                yield from self._chunks(*each)
+
+    def _chunks(self, index: int, output: RequestOutput) -> Iterator[CompletionResponse]:
         parts = self._parts[index]
         parts.push(output)
         if parts.has_news or output.finish_reason is not None:
@@ -119,6 +136,9 @@ class CompletionRenderer:
     def whole(self, completions: Sequence[Completion]) -> CompletionResponse:
         found = []
         for index, completion in enumerate(completions):
+            echo = self._echoes[index // self._num_choices]
+            if echo is not None and index % self._num_choices == 0:
+                echo.push(completion)
             self._parts[index].push(completion)
             found.append(self._choice(index, completion))
         return self._response(found, self._usage.body())
@@ -135,16 +155,30 @@ class CompletionRenderer:
         return CompletionResponse(*self._identity, found, usage)
 
 
-class CompletionParts:
-    """Text and log-probabilities of one choice, as they come. An echoed prompt comes before the output,
-    once all of its probabilities are there."""
+class Echo:
+    """A prompt that its choices repeat. The first choice brings its log-probabilities, and is complete when
+    it has a token of its own; what others have before that is ``held``."""
 
-    def __init__(self, tokenizer: Tokenizer, asked: CompletionRequest, prompt: TextPrompt) -> None:
+    def __init__(self, prompt: TextPrompt) -> None:
+        self.prompt = prompt
+        self.logprobs: list[Logprobs] = []
+        self.is_complete = False
+        self.held: list[tuple[int, RequestOutput]] = []
+
+    def push(self, output: RequestOutput | Completion) -> None:
+        """An output of the first choice."""
+        self.logprobs += output.prompt_logprobs
+        self.is_complete |= bool(output.token_ids) or output.finish_reason is not None
+
+
+class CompletionParts:
+    """Text and log-probabilities of one choice, as they come. A complete echo comes before the output."""
+
+    def __init__(self, tokenizer: Tokenizer, asked: CompletionRequest, echo: Echo | None) -> None:
         self._tokenizer = tokenizer
-        self._prompt = prompt if asked.echo else None
+        self._echo = echo
         self._with_logprobs = asked.logprobs is not None
         self._without_output = asked.max_tokens == 0
-        self._prompt_logprobs: list[Logprobs] = []
         self._text = ""
         self._entries: list[tuple[int, Logprobs | None]] = []
         self._offset = 0
@@ -154,18 +188,17 @@ class CompletionParts:
         return bool(self._text or self._entries)
 
     def push(self, output: RequestOutput | Completion) -> None:
-        self._prompt_logprobs += output.prompt_logprobs
-        if self._prompt is not None and (output.token_ids or output.finish_reason is not None):
-            self._echo(self._prompt)
-            self._prompt = None
+        if self._echo is not None and (output.token_ids or output.finish_reason is not None):
+            self._repeat(self._echo)
+            self._echo = None
         if not self._without_output:
             self._text += output.text
             self._entries += shown_logprobs(output)
 
-    def _echo(self, prompt: TextPrompt) -> None:
-        self._text += prompt.text
+    def _repeat(self, echo: Echo) -> None:
+        self._text += echo.prompt.text
         if self._with_logprobs:
-            self._entries += zip(prompt.ids, [None, *self._prompt_logprobs], strict=True)
+            self._entries += zip(echo.prompt.ids, [None, *echo.logprobs], strict=True)
 
     def take(self) -> tuple[str, CompletionLogprobs | None]:
         """What has come since the last time."""

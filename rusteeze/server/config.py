@@ -24,6 +24,7 @@ from msgspec import Meta
 
 from rusteeze import env
 from rusteeze.errors import UserError
+from rusteeze.server.config_errors import sentence
 
 Positive = Annotated[int, Meta(ge=1, le=2**40)]
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
@@ -46,9 +47,13 @@ class CorsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class ServerSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``allowed_hosts``: names, beside those of the machine itself, under which the server may be asked.
+    Without any, a server on loopback takes its own names only, and another one takes all."""
+
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
-    api_key: str | None = None
+    api_key: Annotated[str, Meta(pattern=r"^\S+$")] | None = None
+    allowed_hosts: tuple[str, ...] = ()
     cors: CorsSection = CorsSection()
     strict_params: bool = False
     max_queue: Annotated[int, Meta(ge=0, le=2**31)] = 1024
@@ -108,14 +113,15 @@ def check(settings: Mapping[str, Any], origin: str) -> ServeConfig:
     try:
         config = msgspec.convert(settings, ServeConfig)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise UserError(f"{origin}: {error}") from error
+        raise UserError(f"{origin}: {sentence(str(error), settings)}") from error
     if config.engine.block_size != 16:
         raise UserError(
             f"{origin}: engine.block_size is {config.engine.block_size}; artifacts are compiled for "
             "blocks of 16 tokens, so 16 is the only value"
         )
     try:
-        config.memory_bytes  # noqa: B018  a size that is none is found here
+        if config.memory_bytes == 0:
+            raise ValueError("expected more than nothing")
     except ValueError as error:
         raise UserError(f"{origin}: engine.memory is {config.engine.memory!r}: {error}") from error
     return config

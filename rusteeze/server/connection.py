@@ -15,6 +15,12 @@ from rusteeze.server.limits import Limits
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 )
+LINGER_SECONDS = 2.0
+"""How long the rest of a body that was answered unread may take."""
+
+
+class HeadTooLarge(Exception):
+    """Raised into the parser, which stops there."""
 
 
 def limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
@@ -23,10 +29,12 @@ def limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
     class LimitedProtocol(HttpToolsProtocol):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self._head_bytes = 0
-            self._in_head = True
+            self._head_bytes = 0  # of request line, headers and trailers, as far as they are parsed
+            self._unread_bytes = 0  # received since the last body or end of a head
             self._deadline: asyncio.TimerHandle | None = None
             self._stalled: asyncio.TimerHandle | None = None
+
+        # The connection
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -37,24 +45,82 @@ def limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self._in_head:
-                self._head_bytes += len(data)
+            self._unread_bytes += len(data)
             super().data_received(data)
-            # A body may have come with the end of the head, so only an unfinished head is too large.
-            if self._in_head and self._head_bytes > limits.max_header_bytes:
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
+            if self._unread_bytes > limits.max_header_bytes and not self.transport.is_closing():
+                self._refuse_head()
+            if self._is_idle and self._deadline is None:
+                self._await_head()  # bytes that begin no request, for which uvicorn stops its own timer
+
+        @property
+        def _is_idle(self) -> bool:
+            """Nothing is being answered, and uvicorn does not wait for the next request."""
+            answered = self.cycle is None or self.cycle.response_complete
+            return answered and self.timeout_keep_alive_task is None and not self.transport.is_closing()
+
+        # What the parser finds
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._in_head = True
+            self._head_bytes = 0
             self._await_head()
 
+        def on_url(self, url: bytes) -> None:
+            self._count(len(url))
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._count(len(name) + len(value) + len(b": \r\n"))
+            super().on_header(name, value)
+
         def on_headers_complete(self) -> None:
-            self._in_head, self._head_bytes = False, 0
-            if self._deadline is not None:
-                self._deadline.cancel()
+            self._unread_bytes = 0
+            self._stop_waiting()
             super().on_headers_complete()
+
+        def on_chunk_header(self) -> None:
+            self._unread_bytes = 0
+
+        def on_body(self, body: bytes) -> None:
+            self._unread_bytes = 0
+            super().on_body(body)
+
+        def _count(self, num_bytes: int) -> None:
+            self._head_bytes += num_bytes
+            if self._head_bytes > limits.max_header_bytes:
+                raise HeadTooLarge
+
+        # What is answered here
+
+        def send_400_response(self, msg: str) -> None:
+            if self._head_bytes > limits.max_header_bytes:
+                self._refuse_head()
+            else:
+                super().send_400_response(msg)
+
+        def _refuse_head(self) -> None:
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+        def on_response_complete(self) -> None:
+            unread = not self.pipeline and self.cycle.more_body
+            super().on_response_complete()
+            if unread and not self.transport.is_closing():
+                self._linger()
+
+        def _linger(self) -> None:
+            """Close unless the rest of the body comes soon: nobody wants it, but it is no next request."""
+            self._unset_keepalive_if_required()
+            self._stop_waiting()
+            self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            if self.cycle.response_complete:
+                self._stop_waiting()
+
+        # Patience
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -67,13 +133,17 @@ def limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
 
         def _await_head(self) -> None:
             """Give the client a while to say what it wants."""
-            if self._deadline is not None:
-                self._deadline.cancel()
+            self._stop_waiting()
             self._deadline = self.loop.call_later(limits.header_seconds, self.transport.abort)
 
+        def _stop_waiting(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
         def _cancel_timers(self) -> None:
-            for timer in (self._deadline, self._stalled):
-                if timer is not None:
-                    timer.cancel()
+            self._stop_waiting()
+            if self._stalled is not None:
+                self._stalled.cancel()
 
     return LimitedProtocol

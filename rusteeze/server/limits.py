@@ -9,6 +9,10 @@ MAX_CHOICES = 16
 MAX_PROMPTS = 64
 """Most prompts of one completions request."""
 MAX_MESSAGES = 1024
+MAX_BIASES = 1024
+"""Most entries of logit_bias: what the OpenAI API has use for."""
+MAX_TOP_LOGPROBS = 20
+"""Most alternatives reported for a token."""
 MAX_TOKENS = 2**31 - 1
 """Largest max_tokens that is a number at all; the model's length bounds it anyway."""
 
@@ -18,7 +22,8 @@ class Limits:
     """Bytes, counts and seconds.
 
     ``max_queue`` sequences may wait beside the ``max_num_seqs`` that run. A request may ask for
-    ``max_request_tokens`` tokens in all its choices together; None: 16 times the model's length.
+    ``max_request_tokens`` tokens in all its choices together, those of echoed prompts with log-probabilities
+    included; None: 16 times the model's length.
     ``write_seconds`` bounds how long a client may leave its data unread, ``stall_seconds`` how long a
     step may take before the server calls itself sick.
     """

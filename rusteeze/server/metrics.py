@@ -1,9 +1,10 @@
 """What ``/metrics`` tells. The names are part of the interface: they stay when the code changes.
 
 A *request* here is one sequence: a chat request with n = 3 counts three. Conservation holds whenever
-nothing is between two states: started = all of requests_total + active; the token counters are the sums of
-the usage in all answers; one time to first token is observed for each sequence that had a token. Times count
-from arrival. Sequences are observed in the event loop; values of the engine are read at each scrape.
+nothing is between two states: started = all of requests_total + active; one time to first token is observed for
+each sequence that had a token. The token counters are those of the engine's work, which the usage in an answer
+differs from in two cases: each of n choices counts the prompt that the usage counts once, and with max_tokens 0
+the one token counts that is drawn and not shown. Times count from arrival. Sequences are observed in the event loop; values of the engine are read at each scrape.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from rusteeze.runtime.interface import RequestError, SamplingParams
@@ -33,11 +34,12 @@ async def off_loop(num_characters: int, work: Callable[..., T], *arguments: Any)
 
 
 def token_budget(
-    service: Service, prompts: Sequence[Sequence[int]], num_choices: int, wanted: int | None
-) -> int:
+    service: Service, prompts: Sequence[Sequence[int]], num_choices: int, wanted: int | None,
+    with_prompts: bool = False,
+) -> int:  # fmt: skip
     """Most tokens of one choice: what is wanted, or else what model and server allow.
 
-    ApiError 400 when a prompt leaves no room, or when all choices together want too much.
+    ``with_prompts``: log-probabilities of the prompts are wanted too, and count. ApiError 400 when a prompt leaves no room, or when all choices together want too much.
     """
     longest = max(map(len, prompts))
     room = service.model.max_model_len - longest
@@ -47,7 +49,14 @@ def token_budget(
             f"{service.model.max_model_len}"
         )
         raise bad_request(message, code="context_length_exceeded")
-    share = service.max_request_tokens // (len(prompts) * num_choices)
+    reported = sum(map(len, prompts)) if with_prompts else 0
+    share = (service.max_request_tokens - reported) // (len(prompts) * num_choices)
+    if share < 0:
+        raise bad_request(
+            f"log-probabilities of {reported} tokens of prompts are more than "
+            f"{service.max_request_tokens} tokens, the most that one request may ask for",
+            "echo",
+        )
     if wanted is None:
         return max(1, min(room, share))
     if min(wanted, room) > share:
@@ -60,8 +69,12 @@ def token_budget(
 
 
 def choices(prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Asked]:
-    """One sequence for each choice of each prompt; choices draw from seeds of their own."""
-    return [(prompt, own) for prompt in prompts for own in params.choices()]
+    """One sequence for each choice of each prompt; choices draw from seeds of their own. Log-probabilities of
+    a prompt are asked for with its first choice only."""
+    first, *others = params.choices()
+    if params.prompt_logprobs is not None:
+        others = [replace(own, prompt_logprobs=None) for own in others]
+    return [(prompt, own) for prompt in prompts for own in (first, *others)]
 
 
 async def prepare_grammar(service: Service, grammar: Grammar | None, param: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rusteeze.runtime.engine_thread import EngineThread, SteppedEngine
-from rusteeze.runtime.interface import FinishReason, RequestOutput, SamplingParams
+from rusteeze.runtime.interface import FinishReason, QueueFull, RequestOutput, SamplingParams
 from rusteeze.runtime.params import Grammar
 
 Asked = tuple[Sequence[int], SamplingParams]
@@ -25,10 +25,6 @@ class Observer(Protocol):
     def started(self, request_id: str) -> None: ...
     def rejected(self, count: int) -> None: ...
     def output(self, output: RequestOutput) -> None: ...
-
-
-class QueueFull(Exception):
-    """More sequences are open than may run and wait."""
 
 
 class Reply:
@@ -107,7 +103,7 @@ class AsyncEngine:
         """
         if self.num_open + len(asked) > self._max_open:
             self._observer.rejected(len(asked))
-            raise QueueFull
+            raise QueueFull("too many requests are waiting; try again later")
         reply, ids = Reply(len(asked), each), []
         try:
             for index, (prompt_ids, params) in enumerate(asked):

@@ -18,7 +18,7 @@ from rusteeze.runtime.params import (
 )
 from rusteeze.server.errors import bad_request
 from rusteeze.server.formats import ResponseFormat, grammar_of
-from rusteeze.server.limits import MAX_CHOICES, MAX_TOKENS
+from rusteeze.server.limits import MAX_BIASES, MAX_CHOICES, MAX_TOKENS
 
 # The formats stand for what depends on the model: rusteeze.server.openapi puts its values there.
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1, extra_json_schema={"format": "token-id"})]
@@ -61,7 +61,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
-    logit_bias: dict[TokenKey, Bias] | None = None
+    logit_bias: Annotated[dict[TokenKey, Bias], Meta(max_length=MAX_BIASES)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopText | Stops | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_STRINGS)] | None = None

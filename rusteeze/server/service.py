@@ -8,7 +8,7 @@ from typing import Any
 
 from rusteeze.runtime.template import ChatTemplate
 from rusteeze.runtime.tokens import Tokenizer
-from rusteeze.server.errors import overloaded, unavailable
+from rusteeze.server.errors import bad_request, overloaded, unavailable
 from rusteeze.server.limits import MAX_CHOICES, Limits
 from rusteeze.server.metrics import Metrics
 from rusteeze.server.replies import AsyncEngine
@@ -28,8 +28,17 @@ class ServedModel:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a plain prompt, after whatever the model expects at the start of a text."""
-        prefix = self.defaults.get("prompt_prefix_ids") or []
-        return [*prefix, *self.tokenizer.encode(text, add_special_tokens=False)]
+        return [*(self.defaults.get("prompt_prefix_ids") or []), *self.encode_bare(text)]
+
+    def encode_bare(self, text: str) -> list[int]:
+        """Tokens of a text alone. ApiError 400 when it cannot but have more than the model takes."""
+        longest = self.max_model_len
+        if len(text) > longest and (fewest := self.tokenizer.fewest_tokens(text)) > longest:
+            raise bad_request(
+                f"the text has at least {fewest} tokens; prompt and output together may have {longest}",
+                code="context_length_exceeded",
+            )
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
 
 @dataclass

@@ -1,11 +1,12 @@
 """Runs the application on a socket until it is told to stop, and lets it finish what it has begun.
 
 The first SIGTERM or SIGINT begins the drain: not ready, new requests get 503, those in flight may finish for
-``drain_seconds``; what is left then ends with an error. The second signal stops at once.
+``drain_seconds``; what is left then ends with an error. The second signal ends everything with an error at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -37,20 +38,32 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._drain_until: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.draining:
-            self.should_exit = self.force_exit = True
+            self.should_exit = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._cut_off)
             return
         self._service.draining = True
         self._drain_until = time.monotonic() + self._service.limits.drain_seconds
+
+    def _cut_off(self) -> None:
+        for task in list(self.server_state.tasks):
+            task.cancel()
 
     async def on_tick(self, counter: int) -> bool:
         if self._drain_until is not None:
             late = time.monotonic() >= self._drain_until
             if late:
                 self._service.engine.cancel_all()
-            self.should_exit = self.should_exit or late or not self._service.engine.num_open
+            # The tasks are the requests that have begun, also those whose body is still being read.
+            self.should_exit = self.should_exit or late or not self.server_state.tasks
         return await super().on_tick(counter)
 
     @contextmanager

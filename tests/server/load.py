@@ -83,7 +83,7 @@ def questions(model: str, draw: random.Random) -> list[Question]:
 async def ask(port: int, question: Question, found: Found, leave_after: float | None) -> str | None:
     """The text of the answer; None when the client left before it was there."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
     start = time.perf_counter()
     writer.write(f"{head}content-length: {len(question.body)}\r\n\r\n".encode() + question.body)
     try:

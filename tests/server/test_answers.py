@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from live import MODEL, Live
+from live import MODEL, Live, live
 from mock_executor import greedy_tokens, logits_of
 from tiny_tokenizers import tokenizer
+
+from rusteeze.runtime.interface import (
+    FinishReason,
+    Logprobs,
+    RequestOutput,
+    SamplingParams,
+    Usage,
+)
+from rusteeze.runtime.request import LiveRequest
+from rusteeze.server.completion_schema import CompletionRequest
+from rusteeze.server.completions import CompletionRenderer, TextPrompt
+from rusteeze.server.prompts import choices
+from rusteeze.server.service import ServedModel
 
 WORDS = tokenizer()
 PROMPT = "the cat"
@@ -83,8 +97,60 @@ def test_echo_with_probabilities_of_the_prompt(tiny: Live) -> None:
         total = row.max() + math.log(np.exp(row - row.max()).sum())
         assert logprobs["token_logprobs"][position] == pytest.approx(row[IDS[position]] - total, abs=1e-4)
         assert len(logprobs["top_logprobs"][position]) == 3
-    starts = [PROMPT.index(token) for token in dict.fromkeys(logprobs["tokens"])]
-    assert logprobs["text_offset"][0] == starts[0]
+    for offset, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True):
+        assert PROMPT[offset : offset + len(token)] == token
+    assert logprobs["text_offset"] == sorted(set(logprobs["text_offset"]))
+
+
+def test_prompt_rows_are_computed_once_for_all_choices(tiny: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    accept = LiveRequest.accept_prompt_rows
+
+    def watched(self: LiveRequest, first: int, logits: Any, scratch: Any) -> Any:
+        rows.append(len(logits))
+        return accept(self, first, logits, scratch)
+
+    monkeypatch.setattr(LiveRequest, "accept_prompt_rows", watched)
+    fields = {"prompt": [IDS, [5, 6]], "echo": True, "logprobs": 2, "n": 3, "max_tokens": 2}
+    whole = tiny.complete(**fields).json()["choices"]
+    assert sum(rows) == len(IDS) - 1 + 1
+    assert whole[0]["logprobs"]["token_logprobs"][1:] == whole[2]["logprobs"]["token_logprobs"][1:]
+    alone = tiny.complete(**{**fields, "prompt": [5, 6], "n": 1}).json()["choices"]
+    assert whole[5]["logprobs"] == alone[0]["logprobs"]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_echo_waits_for_its_probabilities(order: tuple[int, int]) -> None:
+    """Whichever choice is first, and even when the other has ended before."""
+    asked = CompletionRequest(model=MODEL, prompt="x", echo=True, logprobs=0, n=2, max_tokens=1)
+    found = Logprobs(-1.0, ())
+    renderer = CompletionRenderer(
+        ServedModel(MODEL, 0, WORDS, None, {}, 256, WORDS.vocab_size), asked, [TextPrompt(IDS, PROMPT)]
+    )
+    rows = RequestOutput("0", prompt_logprobs=(found,) * (len(IDS) - 1))
+    assert list(renderer.chunks(0, rows)) == []
+    chunks = []
+    for index in order:
+        usage = Usage(len(IDS), 1)
+        last = RequestOutput(str(index), "a", (5,), (found,), finish_reason=FinishReason.LENGTH, usage=usage)
+        chunks += renderer.chunks(index, last)
+    assert sorted(c.choices[0].index for c in chunks) == [0, 1]
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        assert choice.text == PROMPT + "a"
+        assert choice.finish_reason == "length"
+        assert choice.logprobs.token_logprobs == [None] + [-1.0] * len(IDS)  # type: ignore[union-attr]
+
+
+def test_biases_are_bounded_and_shared(tiny: Live) -> None:
+    biases = {str(i): 1.0 for i in range(1025)}
+    answer = tiny.chat(logit_bias=biases)
+    assert (answer.status, answer.json()["error"]["param"]) == (400, "logit_bias")
+    params = SamplingParams(logit_bias={1: 1.0}, n=3, seed=7)
+    asked = choices([[1], [2]], params)
+    assert all(own.logit_bias is params.logit_bias for _, own in asked)
+    assert [own.n for _, own in asked] == [1] * 6
+    assert len({own.seed for _, own in asked}) == 3
 
 
 def test_choices_differ_and_repeat_with_their_seed(tiny: Live) -> None:
@@ -122,6 +188,40 @@ def test_models(tiny: Live) -> None:
     assert tiny.ask("GET", "/v1/models").json() == {"data": [card], "object": "list"}
     assert card["id"] == MODEL
     assert tiny.ask("GET", "/v1/models/other").status == 404
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Live]:
+    with live(strict=True) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"a": 1}, "a"), ({"stream_options": {"include_usage": True, "b": 1}}, "stream_options.b"),
+        ({"messages": [{"role": "user", "content": "x", "c": 1}]}, "messages[0].c"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "d": 1}]}]}, "messages[0].content[0].d"),
+        ({"response_format": {"type": "text", "e": 1}}, "response_format.e"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "f": 1}}},
+         "response_format.json_schema.f"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_strict_servers_know_all_fields(fields: dict[str, Any], param: str, strict: Live) -> None:
+    answer = strict.chat(**fields)
+    assert (answer.status, answer.json()["error"]["param"]) == (400, param)
+    assert answer.json()["error"]["code"] == "unknown_field"
+
+
+def test_strict_servers_take_all_that_they_know(strict: Live, tiny: Live) -> None:
+    fields = {
+        "logit_bias": {"5": 1}, "max_tokens": 8.0, "stop": ["zz", 3], "user": "u",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "the cat"}], "name": "n"}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "x-a": 1}}},
+    }  # fmt: skip
+    assert strict.chat(**fields).json()["choices"] == tiny.chat(**fields).json()["choices"]
+    assert strict.complete(prompt=[[5, 6], [7]]).status == 200
 
 
 def test_fields_without_effect_are_named(tiny: Live) -> None:
@@ -169,5 +269,32 @@ def test_other_paths_and_methods(tiny: Live) -> None:
 
 
 def test_every_answer_has_a_request_id(tiny: Live) -> None:
-    ids = {tiny.ask("GET", path).headers["x-request-id"] for path in ("/version", "/nothing")}
-    assert len(ids) == 2
+    answers = [tiny.ask("GET", path) for path in ("/version", "/nothing", "/v1/completions", "/health/live")]
+    answers += [tiny.chat(), tiny.chat(stream=True), tiny.chat(n=99), tiny.chat(model="other")]
+    answers.append(tiny.ask("POST", "/v1/completions", b"{}", {"content-type": "text/plain"}))
+    assert [a.status for a in answers] == [200, 404, 405, 200, 200, 200, 400, 404, 415]
+    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
+
+
+def test_an_unhandled_fault_has_one_too_and_the_log_names_it(
+    tiny: Live, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tiny.service, "check_open", None)
+    answer = tiny.chat()
+    assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
+    (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
+    assert record.getMessage() == f"request {answer.headers['x-request-id']} failed"
+    assert record.exc_info is not None
+
+
+def test_a_fault_of_a_sequence_is_logged_under_the_request(
+    tiny: Live, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError
+
+    tiny.executor.before_step = fail
+    answer = tiny.chat()
+    tiny.executor.before_step = lambda: None
+    assert answer.status == 500
+    assert f"request {answer.headers['x-request-id']} failed: internal error" in caplog.text

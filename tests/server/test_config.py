@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from rusteeze import env
 from rusteeze.cli import serve
 from rusteeze.cli.main import main
+from rusteeze.server.app import AppOptions
 from rusteeze.server.config import ServeConfig
 
 FILE = """
@@ -89,12 +90,17 @@ def test_the_model_comes_from_anywhere(
         ("sever: {}", "unknown key sever; did you mean server?"),
         ("server: {cors: {enable: true}}", "unknown key server.cors.enable; did you mean server.cors.enabled?"),
         ("engine: {zzz: 1}", "unknown key engine.zzz; there are max_num_seqs"),
-        ("server: {port: 70000}", "Expected `int` <= 65535 - at `$.server.port`"),
-        ("server: {port: '1'}", "Expected `int`, got `str` - at `$.server.port`"),
+        ("server: {port: 70000}", "server.port is 70000; it must be a whole number, at most 65535"),
+        ("server: {port: '1'}", "server.port is '1'; it must be a whole number"),
+        ("server: {api_key: ''}", "server.api_key must be text without spaces, and not empty"),
+        ("server: {api_key: 7}", "server.api_key must be text without spaces, and not empty"),
+        ("server: {drain_seconds: -1}", "server.drain_seconds is -1; it must be a number, at least 0"),
+        ("server: {cors: {enabled: 5}}", "server.cors.enabled is 5; it must be true or false"),
+        ("engine: {memory: 0MiB}", "engine.memory is '0MiB': expected more than nothing"),
         ("engine: {block_size: 32}", "16 is the only value"),
         ("engine: {memory: lots}", "engine.memory is 'lots': expected a size such as 20GiB"),
-        ("model: {device: cuda}", "$.model.device"),
-        ("engine: 5", "$.engine"),
+        ("model: {device: cuda}", "model.device is 'cuda'; it must be text: one of auto, cpu"),
+        ("engine: 5", "engine is 5; it must be a section with settings"),
         ("- a", "expected sections"),
         ("a: [", "not valid YAML"),
         ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
@@ -121,9 +127,39 @@ def test_a_file_that_is_right(tmp_path: Path) -> None:
 
 def test_options_are_checked_like_the_file(seen: list[ServeConfig]) -> None:
     assert "16 is the only value" in run("serve", "m", "--block-size", "8").stderr
-    assert "$.engine.max_num_seqs" in run("serve", "m", "--max-num-seqs", "0").stderr
+    assert "engine.max_num_seqs is 0; it must be a whole number, at least 1" in run("serve", "m", "--max-num-seqs", "0").stderr
     assert run("serve", "m", "--block-size", "16", "--memory", "6GiB").exit_code == 0
     assert seen[0].memory_bytes == 6 * 2**30
+
+
+def test_an_empty_key_is_no_open_door(
+    seen: list[ServeConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("", " ", "a b"):
+        assert "server.api_key must be text" in run("serve", "m", "--api-key", key).stderr
+    assert not seen
+    monkeypatch.setenv("RUSTEEZE_API_KEY", "")
+    assert run("serve", "m").exit_code == 0
+    assert seen[0].server.api_key is None
+    with pytest.raises(ValueError, match="protects nothing"):
+        AppOptions(api_key="")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hosts"),
+    [([], ()), (["--host", "::1"], ()), (["--host", "0.0.0.0"], None)], ids=str,
+)
+def test_hosts_are_checked_on_loopback(
+    arguments: list[str], hosts: tuple[str, ...] | None, seen: list[ServeConfig]
+) -> None:
+    run("serve", "m", *arguments)
+    assert serve._app_options(seen[0]).hosts == hosts
+
+
+def test_hosts_that_are_named(seen: list[ServeConfig], tmp_path: Path) -> None:
+    file = write(tmp_path, "server: {host: 0.0.0.0, allowed_hosts: [api.example]}")
+    run("serve", "m", "-c", file)
+    assert serve._app_options(seen[0]).hosts == ("api.example",)
 
 
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import msgspec
 import yaml
 
 from rusteeze.cli.serve import command
+from rusteeze.server.access import OPEN_PATHS
 from rusteeze.server.app import ROUTES
 from rusteeze.server.config import ServeConfig, read_file
 
@@ -38,6 +39,19 @@ def test_kubernetes() -> None:
     assert pod["terminationGracePeriodSeconds"] > drain + 5
     assert pod["securityContext"]["runAsNonRoot"]
     assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
+
+
+def test_prometheus_brings_the_key() -> None:
+    deployment, service = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    monitor = yaml.safe_load((DEPLOY / "servicemonitor.yaml").read_text())
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
+    assert endpoint["path"] in PATHS - OPEN_PATHS
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (key,) = [e["valueFrom"]["secretKeyRef"] for e in container["env"] if e["name"] == "RUSTEEZE_API_KEY"]
+    assert endpoint["authorization"] == {"type": "Bearer", "credentials": key}
+    assert "annotations" not in deployment["spec"]["template"]["metadata"]
 
 
 def test_the_image_is_lean_and_without_root() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
 import openai
 import pytest
-from live import Live, PacedExecutor, live, until
+from live import MODEL, Live, PacedExecutor, live, until
 from server_process import serve
 from smollm2 import MARKS
 
+from rusteeze.server import serving
 from rusteeze.server.limits import Limits
 
 PROMPT = [{"role": "user", "content": "a"}]
@@ -59,6 +62,47 @@ def test_what_takes_too_long_ends_with_an_error(stream: bool) -> None:
         assert answer.startswith(b"HTTP/1.1 200" if stream else b"HTTP/1.1 503")
         assert b"the server is shutting down" in answer
         connection.close()
+
+
+def test_a_request_whose_body_is_on_its_way_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "LAST_SECONDS", 0.2)
+    with live() as server:
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        body = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 3}).encode()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body[:5])
+            until(lambda: bool(server.server.server_state.tasks))
+            drain(server)
+            time.sleep(1)
+            connection.sendall(body[5:])
+            assert read_all(connection).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("kind", ["stream", "whole", "body"])
+def test_the_second_signal_ends_everything_with_an_error(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with live(PacedExecutor(pause=0.02)) as server:
+        fields = {"messages": PROMPT, "max_tokens": 200, "ignore_eos": True, "stream": kind == "stream"}
+        if kind == "body":
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            connection.sendall(head + b"content-length: 100\r\n\r\n{")
+        else:
+            connection = server.connect("/v1/chat/completions", fields)
+            until(lambda: server.engine.scheduler.num_running == 1)
+        until(lambda: bool(server.server.server_state.tasks))
+        first = connection.recv(100) if kind == "stream" else b""
+        start = time.monotonic()
+        drain(server)
+        drain(server)
+        answer = first + read_all(connection)
+        assert time.monotonic() - start < 1
+        assert answer.startswith(b"HTTP/1.1 200" if kind == "stream" else b"HTTP/1.1 503")
+        assert b"the server is shutting down" in answer
+        assert kind != "stream" or answer.endswith(b"0\r\n\r\n")
+        connection.close()
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
 
 
 class TestProcess:

@@ -68,6 +68,12 @@ def test_tokens_are_those_of_the_answers() -> None:
         assert server.metric(f"{P}tokens_per_second") > 0
 
 
+def test_the_token_that_is_not_shown_counts() -> None:
+    with live() as server:
+        assert server.complete(max_tokens=0, echo=True).json()["usage"]["completion_tokens"] == 0
+        assert server.metric(f"{P}generation_tokens_total") == 1
+
+
 def test_what_starts_ends_once_whatever_happens() -> None:
     """Successes, aborts, faults and preemptions: nothing is lost and nothing is counted twice."""
     random = Random(3)

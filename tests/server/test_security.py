@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +71,30 @@ def test_other_origins(locked: Live, tiny: Live) -> None:
     assert "access-control-allow-origin" not in tiny.ask("OPTIONS", "/v1/chat/completions", headers=asked).headers
 
 
+# Hosts
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200), ("LOCALHOST:8000", 200), ("127.0.0.1:1", 200), ("127.1.2.3", 200), ("[::1]:8000", 200),
+        ("api.localhost", 200), ("api.example:80", 200), ("evil.example", 403), ("evil.example:8000", 403),
+        ("127.0.0.1.evil.example", 403), ("localhost.evil.example", 403), ("10.0.0.1", 403), ("", 403), ("[", 403),
+        ("evillocalhost", 403),
+    ],
+)  # fmt: skip
+def test_only_known_hosts_are_served(host: str, status: int) -> None:
+    with live(options=AppOptions(hosts=["API.example"])) as server:
+        assert server.ask("GET", "/version", headers={"host": host}).status == status
+        assert server.ask("GET", "/health/live", headers={"host": host}).status == 200
+        answer = server.ask("POST", "/v1/chat/completions", {}, headers={"host": host})
+        assert (answer.status == 403) == (status == 403)
+
+
+def test_nothing_is_redirected(tiny: Live) -> None:
+    assert tiny.ask("GET", "/version/", headers={"host": "evil.example"}).status == 404
+
+
 # Bodies
 
 
@@ -116,11 +141,65 @@ def test_a_body_that_does_not_come(small: Live) -> None:
     assert raw(small, HEAD + b"content-length: 100\r\n\r\n{").startswith(b"HTTP/1.1 408")
 
 
-def test_headers_that_are_too_large(small: Live) -> None:
-    many = b"".join(b"x-%d: %b\r\n" % (i, b"a" * 100) for i in range(60))
-    assert raw(small, HEAD + many).startswith(b"HTTP/1.1 431")
-    assert raw(small, b"GET /" + b"a" * 8000).startswith(b"HTTP/1.1 431")
+def headers(count: int) -> bytes:
+    return b"".join(b"x-%d: %b\r\n" % (i, b"a" * 100) for i in range(count))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        HEAD + headers(60), HEAD + headers(60) + b"\r\n", HEAD + headers(1100) + b"\r\n",
+        b"GET /" + b"a" * 8000, b"GET /" + b"a" * 8000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx: " + b"a" * 8000, b"GET / HTTP/1.1\r\nx: " + b"a" * 120_000 + b"\r\n\r\n",
+    ],
+    ids=lambda data: f"{data[:16]!r} {len(data)} {data[-2:]!r}",
+)  # fmt: skip
+def test_headers_that_are_too_large(data: bytes, small: Live) -> None:
+    """Whether they are finished or not."""
+    assert raw(small, data).startswith(b"HTTP/1.1 431")
     assert small.ask("GET", "/version", headers={"x-long": "a" * 3000}).status == 200
+
+
+def sent_until_closed(connection: socket.socket, data: bytes) -> int:
+    """Bytes that a connection takes before the other side closes it."""
+    for number in range(1000):
+        try:
+            connection.sendall(data)
+        except ConnectionError:
+            return number * len(data)
+    return 1000 * len(data)
+
+
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("trailer", [b"x: " + b"a" * 2**20, headers(10_000)], ids=["one", "many"])
+def test_trailers_without_end(trailer: bytes, small: Live) -> None:
+    """The connection is closed on them; the data does not pile up."""
+    with socket.create_connection(("127.0.0.1", small.port), timeout=5) as connection:
+        connection.sendall(CHUNKED + b"2\r\n{}\r\n0\r\n")
+        assert sent_until_closed(connection, trailer) < 24 * 2**20  # most of it in the system's buffers
+
+
+def test_small_chunks_are_no_trailers(small: Live) -> None:
+    body = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 1, "user": "u" * 200}).encode()
+    chunks = b"".join(b"1;%b\r\n%b\r\n" % (b"x" * 30, body[i : i + 1]) for i in range(len(body)))
+    data = CHUNKED.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+    assert raw(small, data, chunks + b"0\r\nx: y\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("more", [b"{", b"\r", b""])
+def test_what_trickles_in_after_an_answer_keeps_no_connection(more: bytes, small: Live) -> None:
+    """A body that was not wanted, and bytes that begin no request."""
+    unread = b"POST /version HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+    start = time.monotonic()
+    with socket.create_connection(("127.0.0.1", small.port), timeout=5) as connection:
+        connection.sendall(unread if more != b"\r" else b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 ")
+        connection.sendall(more)
+        while connection.recv(65536):
+            pass
+    assert time.monotonic() - start < 3
 
 
 def test_headers_that_do_not_come(small: Live) -> None:
@@ -156,6 +235,15 @@ def test_choices_times_tokens(small: Live) -> None:
     answer = small.complete(n=2, max_tokens=51)
     assert (answer.status, answer.json()["error"]["param"]) == (400, "max_tokens")
     assert small.complete(prompt=["a", "b"], max_tokens=51).status == 400
+
+
+def test_rows_of_prompts_count(small: Live) -> None:
+    fields = {"echo": True, "logprobs": 1, "prompt": [[5] * 40] * 2}
+    assert small.complete(**fields, max_tokens=10).status == 200
+    assert small.complete(**fields, max_tokens=11).json()["error"]["param"] == "max_tokens"
+    assert small.complete(**{**fields, "prompt": [[5] * 60] * 2}).json()["error"]["param"] == "echo"
+    assert small.complete(**{**fields, "logprobs": None}, max_tokens=11).status == 200
+    assert small.complete(logprobs=21).json()["error"]["param"] == "logprobs"
 
 
 def test_prompts_that_are_too_long(small: Live) -> None:

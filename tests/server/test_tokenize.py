@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from live import MODEL, Live
 from tiny_tokenizers import tokenizer
 
+from rusteeze.runtime.tokens import Tokenizer
+from rusteeze.server import prompts
 from rusteeze.server.openapi import below
 
 WORDS = tokenizer()
@@ -44,3 +48,42 @@ def test_numbers_below_a_bound_as_a_pattern(bound: int) -> None:
     pattern = re.compile(below(bound))
     assert [n for n in range(2 * bound + 20) if pattern.search(str(n))] == list(range(bound))
     assert not any(map(pattern.search, ["", "00", "01", "-1", "1 ", "a"]))
+
+
+# Texts that are too long to be looked at
+
+
+LONG = "\u0101b" * 50_000
+
+
+def test_a_text_that_must_be_too_long_is_not_tokenized(tiny: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    encode = Tokenizer.encode
+
+    def watched(self: Tokenizer, text: str, **options: Any) -> list[int]:
+        seen.append(len(text))
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", watched)
+    answers = [
+        tiny.complete(prompt=LONG), tiny.chat(messages=[{"role": "user", "content": LONG}]),
+        tiny.ask("POST", "/tokenize", {"prompt": LONG, "add_special_tokens": False}),
+    ]  # fmt: skip
+    assert [a.json()["error"]["code"] for a in answers] == ["context_length_exceeded"] * 3
+    assert not seen
+    assert tiny.ask("POST", "/tokenize", {"prompt": "b" * 2000}).json()["count"] == 2000
+
+
+def test_tokens_are_put_into_words_in_another_thread(tiny: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[str] = set()
+    token = Tokenizer.token
+
+    def watched(self: Tokenizer, token_id: int) -> str | None:
+        threads.add(threading.current_thread().name)
+        return token(self, token_id)
+
+    monkeypatch.setattr(prompts, "INLINE_CHARACTERS", 50)
+    monkeypatch.setattr(Tokenizer, "token", watched)
+    tiny.ask("POST", "/tokenize", {"prompt": "b" * 100, "return_token_strs": True})
+    assert threads
+    assert all(name.startswith("asyncio_") for name in threads)

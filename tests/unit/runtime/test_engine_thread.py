@@ -96,3 +96,21 @@ def test_a_failing_engine_ends_the_thread_loudly(caplog: pytest.LogCaptureFixtur
     assert "the engine has failed" in caplog.text
     with pytest.raises(EngineStopped):
         thread.submit([1], GREEDY, "b")
+
+
+def test_nothing_is_taken_once_the_failure_is_told() -> None:
+    """What came after that would wait for ever: nobody ends it."""
+    refused = []
+
+    def failed() -> None:
+        assert not thread.is_alive
+        with pytest.raises(EngineStopped):
+            thread.submit([1], GREEDY, "late")
+        refused.append(True)
+
+    engine = SyncEngine(MockExecutor())
+    thread = EngineThread(engine, lambda outputs: None, failed)
+    engine.scheduler.schedule = None  # type: ignore[method-assign, assignment]
+    thread.start()
+    thread.submit([1], GREEDY, "a")
+    until(lambda: bool(refused))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from rusteeze.runtime.memory_plan import (
     DoesNotFit,
     MemoryPlan,
     available_memory,
+    group_memory,
     plan_memory,
 )
 
@@ -63,3 +65,32 @@ def test_what_is_asked_for_and_does_not_fit_is_refused_with_the_arithmetic() -> 
 
 def test_the_machine_has_memory() -> None:
     assert 64 * MIB < available_memory() < 1 << 50
+
+
+def group(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"memory.{name}").write_text(text)
+    return folder
+
+
+def test_pages_of_files_are_not_used_up(tmp_path: Path) -> None:
+    """The weights that were just read fill the page cache of a container."""
+    stat = "anon 5\ninactive_file 200\nactive_file 100\nslab_unreclaimable 7\n"
+    assert group_memory(group(tmp_path, max="1000\n", current="400\n", stat=stat)) == 900
+    assert group_memory(group(tmp_path, stat="")) == 600
+    assert group_memory(group(tmp_path, max="max\n")) is None
+    assert group_memory(tmp_path / "none") is None
+
+
+def test_a_budget_of_nothing_is_a_budget() -> None:
+    with pytest.raises(DoesNotFit, match="more than the budget of 0 MiB"):
+        planned(2 << 30, memory=0)
+
+
+def test_the_cap_is_explained_where_it_binds() -> None:
+    def lever(plan: MemoryPlan) -> str:
+        return next(text for name, _, text in plan.rows() if name.startswith("cache"))
+
+    assert lever(planned(64 << 30)) == "4 GiB, or one longest sequence, is the most unasked; --memory takes more"
+    assert "unasked" not in lever(planned(2 << 30))
+    assert "unasked" not in lever(planned(64 << 30, memory=32 << 30))
