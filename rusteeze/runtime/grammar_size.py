@@ -6,16 +6,37 @@ to report an error at the bottom.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 
 MAX_RULES = 500
 """Rules of a Lark grammar, references of a schema."""
 MAX_NESTING = 64
 
+_TOO_DEEP = f"it is nested too deeply, in more than {MAX_NESTING} levels"
+_SCHEMA = re.compile(r"%json\s*")
+_DECODER = json.JSONDecoder()
+
 
 def check_lark(source: str) -> None:
-    """ValueError when there may be too many rules. Every rule has a colon, so colons are counted."""
-    if source.count(":") > MAX_RULES:
+    """ValueError when there may be too many rules, or a schema within it is too much (``check_schema``).
+
+    Every rule has a colon, so colons are counted, but for those of schemas behind ``%json``: JSON holds no
+    line of its own that could be a rule."""
+    parts = _SCHEMA.split(source)
+    rules = parts[0].count(":")
+    for part in parts[1:]:
+        try:
+            schema, end = _DECODER.raw_decode(part)
+        except ValueError:  # not for us to report; its colons count
+            rules += part.count(":")
+            continue
+        except RecursionError:
+            raise ValueError(_TOO_DEEP) from None
+        check_schema(schema)
+        rules += part.count(":", end)
+    if rules > MAX_RULES:
         raise ValueError(f"it has more than {MAX_RULES} rules (or colons in its texts)")
 
 
@@ -27,7 +48,7 @@ def check_schema(schema: object) -> None:
         if references > MAX_RULES:
             raise ValueError(f"it has more than {MAX_RULES} references")
         if depth > MAX_NESTING:
-            raise ValueError(f"it is nested too deeply, in more than {MAX_NESTING} levels")
+            raise ValueError(_TOO_DEEP)
         level = [inner for value in level for inner in _inside(value)]
         depth += 1
 
