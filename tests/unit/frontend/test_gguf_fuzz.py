@@ -78,3 +78,7 @@ def test_bad_files_cost_no_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000
+
+
+def test_names_that_cannot_be_printed_stay_on_the_line():
+    assert str(CheckpointError("states llama.\nrope\x1b[2J, größer")) == "states llama.\\nrope\\x1b[2J, größer"
