@@ -8,14 +8,15 @@ from typing import TextIO
 import click
 
 from rusteeze import env
-from rusteeze.cli.command import Command
+from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.output import print_json
 from rusteeze.errors import UserError
 from rusteeze.ir import Graph, VerifyError, parse, print_graph, verify
 from rusteeze.ir.probe import compare_graphs
 from rusteeze.ir.text import ParseError
 from rusteeze.observe import GRAPHS, PASSES, RULES, Observer
 from rusteeze.passes.pass_spec import parse_passes
-from rusteeze.passes.pipeline import run_passes
+from rusteeze.passes.pipeline import PassRun, run_passes
 
 
 @click.command(cls=Command)
@@ -33,7 +34,12 @@ def command(
     graph: TextIO, passes: str, output: TextIO | None, print_after_change: bool, times: bool,
     explain: bool, verified: bool, compare: bool,
 ) -> None:  # fmt: skip
-    """Run passes over the graph in file GRAPH (- for stdin) and print the result."""
+    """Run passes over the graph in file GRAPH (- for stdin) and print the result.
+
+    With --json: what each pass did, and the graph as text.
+    """
+    if output and wants_json():
+        raise UserError("give -o or --json, not both")
     pipeline = parse_passes(passes)
     shown = read_graph(graph)
     before = shown.copy()
@@ -42,12 +48,24 @@ def command(
     try:
         if verified:
             verify(shown)
-        run_passes(shown, pipeline, observer, verified=verified)
+        runs = run_passes(shown, pipeline, observer, verified=verified)
     except VerifyError as error:
         raise UserError(f"the graph is ill-formed: {error}") from error
-    print(print_graph(shown), end="", file=output or sys.stdout)
-    if compare:
-        click.echo(f"largest relative difference {compare_graphs(before, shown):.1e}", err=True)
+    text = print_graph(shown)
+    difference = compare_graphs(before, shown) if compare else None
+    if wants_json():
+        print_json({"passes": [_facts(run) for run in runs], "difference": difference, "graph": text})
+        return
+    print(text, end="", file=output or sys.stdout)
+    if difference is not None:
+        click.echo(f"largest relative difference {difference:.1e}", err=True)
+
+
+def _facts(run: PassRun) -> dict[str, object]:
+    return {
+        "name": run.name, "matches": run.result.matches, "nodes_before": run.nodes_before,
+        "nodes_after": run.nodes_after, "ms": round(run.ms, 3),
+    }  # fmt: skip
 
 
 def read_graph(file: TextIO) -> Graph:

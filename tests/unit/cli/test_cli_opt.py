@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def test_passes_run_in_order_with_options(run: Run, graph_file: str) -> None:
     (node,) = parse(result.stdout).nodes
     assert [n.op.name for n in node.body.nodes] == ["linear", "silu"]
     assert "largest relative difference" in result.stderr
+
+
+def test_json_holds_passes_and_graph(run: Run, graph_file: str, tmp_path: Path) -> None:
+    found = json.loads(run("opt", graph_file, "-p", "raising", "--compare", "--json").stdout)
+    assert parse(found["graph"]).nodes[-1].op.name == "silu"
+    (raised,) = (p for p in found["passes"] if p["name"] == "raise-activations")
+    assert (raised["matches"], raised["nodes_before"], raised["nodes_after"]) == (1, 3, 2)
+    assert 0 <= found["difference"] < 1e-5
+    refused = run("opt", graph_file, "-o", str(tmp_path / "out.ir"), "--json")
+    assert (refused.exit_code, refused.stdout) == (2, "")
 
 
 def test_output_file(run: Run, graph_file: str, tmp_path: Path) -> None:
