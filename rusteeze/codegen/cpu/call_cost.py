@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from rusteeze.artifact.contract import BLOCK_SIZE, Cost
+from rusteeze.codegen.cpu.lower_attention import attention_of
 from rusteeze.codegen.cpu.lowering import Lowering, PageSet, PendingCall, matrix
 from rusteeze.codegen.cpu.vector_math import OPS as ELEMENTWISE
 from rusteeze.codegen.views import RoundedView, Storage, inner_shape
@@ -19,7 +20,7 @@ def call_cost(ctx: Lowering, call: PendingCall) -> Cost:
     node = call.node
     pages_read = _page_bytes(ctx, call.reads)
     fixed, gathered_row, gathered = _weight_bytes(ctx, call)
-    attention = _attention(node) if pages_read else None
+    attention = attention_of(node) if pages_read else None
     return Cost(
         arithmetic=_arithmetic(ctx, node),
         space=ctx.space(node.results[0]) or "T",
@@ -35,11 +36,6 @@ def call_cost(ctx: Lowering, call: PendingCall) -> Cost:
 def _nodes(node: Node) -> Iterator[Node]:
     """A node, or those of its body when it is a region."""
     yield from [node] if node.body is None else node.body.nodes
-
-
-def _attention(node: Node) -> Node | None:
-    """The attention that a node is, or that is in its region."""
-    return next((n for n in _nodes(node) if n.op.name == "attention"), None)
 
 
 def _row_flops(node: Node) -> int:
@@ -78,7 +74,7 @@ def _arithmetic(ctx: Lowering, node: Node) -> str:
         view = ctx.env.get(value)
         if isinstance(view, RoundedView):
             return {"q8": "int8"}.get(view.kind, view.kind)
-    return ctx.options.cache_dtype if _attention(node) else "f32"
+    return ctx.options.cache_dtype if attention_of(node) else "f32"
 
 
 def _scratch_bytes(call: PendingCall) -> int:
