@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from rusteeze.runtime.engine_thread import EngineStopped
 from rusteeze.runtime.interface import (
+    Asked,
     Completion,
     FinishReason,
     QueueFull,
@@ -27,7 +28,7 @@ from rusteeze.runtime.interface import (
 from rusteeze.server.access import request_id
 from rusteeze.server.errors import ApiError, bad_request, internal, overloaded, unavailable
 from rusteeze.server.last_resort import error_event
-from rusteeze.server.replies import Asked, Reply
+from rusteeze.server.replies import Reply
 from rusteeze.server.service import Service
 
 _log = logging.getLogger(__name__)

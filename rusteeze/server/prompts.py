@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from rusteeze.runtime.interface import RequestError, SamplingParams
+from rusteeze.runtime.interface import Asked, RequestError, SamplingParams
 from rusteeze.runtime.params import Grammar
 from rusteeze.server.errors import ApiError, bad_request
-from rusteeze.server.replies import Asked
 from rusteeze.server.service import Service
 
 T = TypeVar("T")

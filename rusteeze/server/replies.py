@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rusteeze.runtime.engine_thread import EngineThread, SteppedEngine
-from rusteeze.runtime.interface import FinishReason, QueueFull, RequestOutput, SamplingParams
+from rusteeze.runtime.interface import Asked, FinishReason, QueueFull, RequestOutput
 from rusteeze.runtime.params import Grammar
-
-Asked = tuple[Sequence[int], SamplingParams]
 
 
 class Observer(Protocol):
@@ -57,10 +55,10 @@ class Reply:
 
 
 class AsyncEngine:
-    """An engine thread as the event loop sees it. At most ``max_open`` sequences are open at once."""
+    """An engine thread as the event loop sees it."""
 
-    def __init__(self, engine: SteppedEngine, max_open: int, observer: Observer) -> None:
-        self._max_open = max_open
+    def __init__(self, engine: SteppedEngine, observer: Observer) -> None:
+        self._max_live = engine.max_live
         self._observer = observer
         self._compile_grammar = engine.compile_grammar
         self._thread = EngineThread(engine, self._deliver, self._failed)
@@ -90,7 +88,7 @@ class AsyncEngine:
 
     @property
     def is_full(self) -> bool:
-        return self.num_open >= self._max_open
+        return self._max_live is not None and self.num_open >= self._max_live
 
     def compile_grammar(self, grammar: Grammar) -> None:
         """Compile a grammar; for threads that may wait. RequestError says what is wrong, and where."""
@@ -101,20 +99,15 @@ class AsyncEngine:
 
         QueueFull, RequestError (one can never be served) or EngineStopped.
         """
-        if self.num_open + len(asked) > self._max_open:
-            self._observer.rejected(len(asked))
-            raise QueueFull("too many requests are waiting; try again later")
-        reply, ids = Reply(len(asked), each), []
+        reply, ids = Reply(len(asked), each), [uuid.uuid4().hex for _ in asked]
         try:
-            for index, (prompt_ids, params) in enumerate(asked):
-                request_id = uuid.uuid4().hex
-                self._thread.submit(prompt_ids, params, request_id)
-                self._open[request_id] = (reply, index)
-                self._observer.started(request_id)
-                ids.append(request_id)
-        except BaseException:
-            self.cancel(ids)
+            self._thread.submit(asked, ids)
+        except QueueFull:
+            self._observer.rejected(len(asked))
             raise
+        for index, request_id in enumerate(ids):  # before any output: those come through this loop
+            self._open[request_id] = (reply, index)
+            self._observer.started(request_id)
         return reply, ids
 
     def cancel(self, ids: Sequence[str]) -> None:

@@ -14,13 +14,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
 from rusteeze.errors import UserError
-from rusteeze.server.connection import limited_protocol
+from rusteeze.server.connection import LimitedProtocol
 from rusteeze.server.service import Service
 
 _log = logging.getLogger(__name__)
@@ -96,8 +98,9 @@ def bind(host: str, port: int) -> socket.socket:
 
 def server_config(app: Starlette, service: Service) -> uvicorn.Config:
     """uvicorn's settings: nothing of it is left to the environment or to headers."""
+    protocol: Any = partial(LimitedProtocol, service.limits)
     return uvicorn.Config(
-        app, http=limited_protocol(service.limits), ws="none", lifespan="on", log_config=None,
+        app, http=protocol, ws="none", lifespan="on", log_config=None,
         access_log=False, server_header=False, proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=LAST_SECONDS,
     )  # fmt: skip

@@ -101,10 +101,10 @@ def test_nothing_is_redirected(tiny: Live) -> None:
 @pytest.fixture(scope="module")
 def small() -> Iterator[Live]:
     limits = Limits(
-        max_body_bytes=2000, max_header_bytes=4000, max_queue=2, max_request_tokens=100, body_seconds=0.3,
+        max_body_bytes=2000, max_header_bytes=4000, max_request_tokens=100, body_seconds=0.3,
         header_seconds=0.4,
     )  # fmt: skip
-    with live(PacedExecutor(pause=0.005), limits=limits, max_num_seqs=2) as server:
+    with live(PacedExecutor(pause=0.005), limits=limits, max_num_seqs=2, max_queue=2) as server:
         yield server
 
 
