@@ -27,13 +27,18 @@ def error_event(error: ApiError) -> bytes:
     return event(error.body())
 
 
-class TextEvent:
-    """An event that is written again and again with another text: all else of it is encoded once.
+class TextEvents:
+    """Events that are written again and again with another text: all else of them is encoded once.
 
-    ``made`` gives the whole event for a text; it must contain that text once."""
+    ``made`` gives the whole event of a choice for a text; it must contain that text once."""
 
-    def __init__(self, made: Callable[[str], bytes]) -> None:
-        self._before, self._after = made(_MARK).split(_encode(_MARK))
+    def __init__(self, made: Callable[[int, str], bytes]) -> None:
+        self._made = made
+        self._around: dict[int, list[bytes]] = {}
 
-    def of(self, text: str) -> bytes:
-        return self._before + _encode(text) + self._after
+    def of(self, index: int, text: str) -> bytes:
+        around = self._around.get(index)
+        if around is None:
+            around = self._around[index] = self._made(index, _MARK).split(_encode(_MARK))
+        before, after = around
+        return before + _encode(text) + after

@@ -9,11 +9,11 @@ import asyncio
 import logging
 from contextlib import suppress
 
-import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from rusteeze.server.access import refuse, request_id
 from rusteeze.server.errors import ApiError, internal, unavailable
+from rusteeze.server.events import error_event
 from rusteeze.server.layer import Layer
 
 _log = logging.getLogger(__name__)
@@ -21,10 +21,6 @@ _log = logging.getLogger(__name__)
 EVENT_STREAM_TYPE = b"text/event-stream"
 LAST_WORD_SECONDS = 1.0
 """How long a client may take to read its error while everybody else has left."""
-
-
-def error_event(error: ApiError) -> bytes:
-    return b"data: %b\n\n" % msgspec.json.encode(error.body())
 
 
 class LastResort(Layer):
