@@ -128,14 +128,12 @@ def rows(server: Server, asked: argparse.Namespace) -> Iterator[dict[str, object
         return table.row(facts, what, server.provider, server.weights, metric, values)
 
     starts = []
-    for _ in range(asked.starts):
+    for _ in range(asked.starts - 1):
         with started(server) as (_, _, seconds):
-            starts.append(Measured(seconds, 0.0))
-    if starts:
-        yield row("serve, start to ready", "s", starts)
-    if "load" not in asked.parts:
-        return
-    with started(server) as (port, pid, _):
+            starts.append(seconds)
+    with started(server) as (port, pid, seconds):
+        starts.append(seconds)
+        yield row("serve, start to ready", "s", [Measured(each, 0.0) for each in starts])
         for clients in asked.clients:
             measured(port, pid, clients, -1)  # warms up
             found = [measured(port, pid, clients, seed) for seed in range(asked.repeats)]
@@ -162,10 +160,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--python", help="interpreter of vLLM's environment")
     parser.add_argument("--threads", type=int, default=machine.cores())
-    parser.add_argument("--clients", type=int, nargs="+", choices=ROUNDS, default=list(ROUNDS))
+    parser.add_argument("--clients", type=int, nargs="*", choices=ROUNDS, default=list(ROUNDS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--starts", type=int, default=1, help="starts to measure")
-    parser.add_argument("--parts", nargs="+", choices=("start", "load"), default=("start", "load"))
+    parser.add_argument("--starts", type=int, default=1, help="starts to measure; the last one serves")
     parser.add_argument("--append", action="store_true", help=f"add the rows to {RESULTS.name}")
     asked = parser.parse_args()
     if asked.server == "vllm":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -26,6 +26,7 @@ from rusteeze.runtime.interface import (
     RequestOutput,
 )
 from rusteeze.server.access import request_id
+from rusteeze.server.connection import PIECES
 from rusteeze.server.errors import ApiError, bad_request, internal, overloaded, unavailable
 from rusteeze.server.replies import Reply
 from rusteeze.server.service import Service
@@ -45,6 +46,10 @@ class Renderer(Protocol):
 
     def events(self, index: int, output: RequestOutput) -> Iterable[bytes]:
         """The events that one output of sequence ``index`` makes."""
+        ...
+
+    def text_event(self, index: int, output: RequestOutput) -> bytes | None:
+        """The same in short, where the output adds nothing but a text; None where there is more to it."""
         ...
 
     def last_events(self) -> Iterable[bytes]:
@@ -73,9 +78,11 @@ class Answer:
         self._headers = [(k.encode(), v.encode()) for k, v in headers.items()]
         self._reply, self._ids = submit(service, asked, each=stream)
         self._request_id = ""
+        self._write: Callable[[bytes], bool] = lambda data: False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._request_id = request_id(scope)
+        self._write = scope.get("extensions", {}).get(PIECES, self._write)
         watcher = asyncio.create_task(self._cancel_on_disconnect(receive))
         try:
             await (self._send_stream(send) if self._stream else self._send_whole(send))
@@ -105,6 +112,7 @@ class Answer:
         for _, output in batch:
             self._check(output)  # nothing is sent yet, so this is still an ordinary error
         await send(_start(EVENT_STREAM + self._headers))
+        self._reply.direct = self._send_at_once
         try:
             while batch:
                 await self._send(send, b"".join(self._events(batch)))
@@ -116,10 +124,16 @@ class Answer:
     def _events(self, batch: Iterable[tuple[int, RequestOutput]]) -> list[bytes]:
         found: list[bytes] = []
         for index, output in batch:
-            if output.finish_reason is not None:
-                self._check(output)
-            found += self._renderer.events(index, output)
+            self._check(output)
+            text = self._renderer.text_event(index, output)
+            found += self._renderer.events(index, output) if text is None else [text]
         return found
+
+    def _send_at_once(self, index: int, output: RequestOutput) -> bool:
+        """Send a piece of text past the tasks and layers that all else goes through. Nearly all of a stream
+        is such pieces."""
+        text = self._renderer.text_event(index, output)
+        return text is not None and (not text or self._write(text))
 
     def _check(self, output: RequestOutput) -> None:
         """ApiError or ClientDisconnect when the sequence did not end by itself."""

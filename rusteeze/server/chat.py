@@ -120,10 +120,13 @@ class ChatRenderer:
         self._texts = TextEvents(self._text_event)
 
     def events(self, index: int, output: RequestOutput) -> Iterable[bytes]:
-        plain = output.finish_reason is None and not self._filters and not self._with_logprobs
-        if plain and index in self._begun:  # nearly all outputs
-            return [self._texts.of(index, output.text)] if output.text else ()
         return map(event, self._chunks(index, output))
+
+    def text_event(self, index: int, output: RequestOutput) -> bytes | None:
+        plain = output.finish_reason is None and not self._filters and not self._with_logprobs
+        if not plain or index not in self._begun:
+            return None
+        return self._texts.of(index, output.text) if output.text else b""
 
     def _text_event(self, index: int, text: str) -> bytes:
         return event(self._chunk(ChunkChoice(index, Delta(content=text))))

@@ -114,9 +114,12 @@ class CompletionRenderer:
         self._texts = TextEvents(self._text_event)
 
     def events(self, index: int, output: RequestOutput) -> Iterable[bytes]:
-        if self._is_plain and output.finish_reason is None:  # nearly all outputs
-            return [self._texts.of(index, output.text)] if output.text else ()
         return map(event, self.chunks(index, output))
+
+    def text_event(self, index: int, output: RequestOutput) -> bytes | None:
+        if not self._is_plain or output.finish_reason is not None:
+            return None
+        return self._texts.of(index, output.text) if output.text else b""
 
     def _text_event(self, index: int, text: str) -> bytes:
         return event(self._response([CompletionChoice(index, text)], None if self._with_usage else UNSET))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from rusteeze.runtime.engine_thread import EngineThread, SteppedEngine
@@ -28,7 +28,8 @@ class Observer(Protocol):
 class Reply:
     """Outputs of some sequences, each with its index, in the order in which they were produced.
 
-    With ``each`` a reader is woken for every output, otherwise once, when all have finished.
+    With ``each`` a reader is woken for every output, otherwise once, when all have finished. While it waits,
+    an output is offered to ``direct`` first, which says whether it has passed it on.
     """
 
     def __init__(self, num_sequences: int, each: bool) -> None:
@@ -36,8 +37,12 @@ class Reply:
         self._each = each
         self._outputs: deque[tuple[int, RequestOutput]] = deque()
         self._ready = asyncio.Event()
+        self._waited_for = False
+        self.direct: Callable[[int, RequestOutput], bool] = lambda index, output: False
 
     def put(self, index: int, output: RequestOutput) -> None:
+        if self._waited_for and not self._outputs and self.direct(index, output):
+            return
         self._outputs.append((index, output))
         self.num_open -= output.finish_reason is not None
         if self._each or not self.num_open:
@@ -47,7 +52,11 @@ class Reply:
         """All outputs that are there, after waiting for some; empty once all have been taken."""
         if not self._outputs and not self.num_open:
             return []
-        await self._ready.wait()
+        self._waited_for = True
+        try:
+            await self._ready.wait()
+        finally:
+            self._waited_for = False
         self._ready.clear()
         taken = list(self._outputs)
         self._outputs.clear()

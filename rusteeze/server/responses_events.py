@@ -65,6 +65,9 @@ class ResponsesRenderer:
         if output.finish_reason is not None:
             yield from self._finish(output, calls)
 
+    def text_event(self, index: int, output: RequestOutput) -> bytes | None:
+        return None  # every event has its number
+
     def last_events(self) -> Iterable[bytes]:
         assert self._ending is not None
         yield self._event(StatusEvent, f"response.{self._ending.status}", response=self._ending)
