@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live import Live
+from live import Live, PacedExecutor, live
 
 STOPS = st.lists(st.text("abc,é. \n", min_size=1, max_size=3), max_size=3)
 
@@ -64,6 +65,20 @@ def test_the_shape_of_a_stream(tiny: Live) -> None:
     assert events[-1]["choices"] == []
     assert [e["usage"] for e in events[:-1]] == [None] * (len(events) - 1)
     assert len({(e["id"], e["created"], e["model"], e["object"]) for e in events}) == 1
+
+
+def test_pieces_are_sent_when_they_are_made() -> None:
+    """Not held back until the client has acknowledged those before: that would take it 40 ms."""
+    with live(PacedExecutor(pause=0.005)) as server:
+        gaps: list[float] = []
+        for _ in range(3):  # a busy machine may be late once
+            fields = {"prompt": "a", "max_tokens": 12, "ignore_eos": True, "stream": True}
+            with server.connect("/v1/completions", fields) as connection:
+                connection.recv(65536)
+                start = time.monotonic()
+                assert b"data: " in connection.recv(65536)
+                gaps.append(time.monotonic() - start)
+        assert min(gaps) < 0.03
 
 
 def test_without_asking_there_is_no_usage(tiny: Live) -> None:
