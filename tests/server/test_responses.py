@@ -164,6 +164,14 @@ def test_refusals(fields: dict[str, Any], tiny: Live) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_a_template_is_never_taken_from_a_request(tiny: Live) -> None:
+    fields: dict[str, Any] = {"max_output_tokens": 4}
+    wanted = plain(tiny, **fields).json()["output"][0]["content"]
+    answer = plain(tiny, chat_template="{{ 1/0 }}", chat_template_kwargs={"messages": []}, **fields)
+    assert answer.json()["output"][0]["content"] == wanted
+    assert "chat_template" in answer.headers["warning"]
+
+
 def test_bodies_that_are_none(tiny: Live) -> None:
     for body in (b"", b"[]", b"{", b"[" * 100_000):
         assert tiny.ask("POST", "/v1/responses", body).status == 400
