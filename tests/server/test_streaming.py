@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live import MODEL, Live, PacedExecutor, live
+from live import MODEL, Live, PacedExecutor, live, until
 
 STOPS = st.lists(st.text("abc,é. \n", min_size=1, max_size=3), max_size=3)
 
@@ -85,6 +85,35 @@ def test_pieces_are_sent_when_they_are_made() -> None:
                     moments.append(time.monotonic())
                 gaps.append(moments[1] - moments[0])
     assert min(gaps[1:]) < 0.03  # a busy machine may be late now and then
+
+
+def test_a_client_that_falls_behind_gets_everything_in_order() -> None:
+    """Pieces are written at once until its buffers are full, then they wait for it, then they are written at once."""
+    executor = PacedExecutor(num_blocks=4096, max_model_len=2048, max_batched_tokens=512)
+    fields = {"prompt": "a", "max_tokens": 400, "n": 8, "seed": 1, "temperature": 1.0, "ignore_eos": True}
+    with live(executor) as server:
+        whole = [c["text"] for c in server.complete(**fields).json()["choices"]]
+        connections = server.server.server_state.connections
+        until(lambda: not connections)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        connection.connect(("127.0.0.1", server.port))
+        until(lambda: len(connections) == 1)
+        (own,) = connections
+        own.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        body = json.dumps({"model": MODEL, "stream": True, **fields})
+        head = "POST /v1/completions HTTP/1.0\r\nhost: x\r\ncontent-type: application/json\r\n"
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+        until(lambda: own.flow.write_paused)
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+        connection.close()
+    found = [""] * 8
+    for line in received.split(b"data: ")[1:-1]:
+        (choice,) = json.loads(line.partition(b"\n\n")[0])["choices"]
+        found[choice["index"]] += choice["text"]
+    assert found == whole
 
 
 def test_without_asking_there_is_no_usage(tiny: Live) -> None:
