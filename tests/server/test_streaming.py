@@ -89,7 +89,7 @@ def test_pieces_are_sent_when_they_are_made() -> None:
 
 def test_a_client_that_falls_behind_gets_everything_in_order() -> None:
     """Pieces are written at once until its buffers are full, then they wait for it, then they are written at once."""
-    executor = PacedExecutor(num_blocks=4096, max_model_len=2048, max_batched_tokens=512)
+    executor = PacedExecutor(0.003, num_blocks=4096, max_model_len=2048, max_batched_tokens=512)
     fields = {"prompt": "a", "max_tokens": 400, "n": 8, "seed": 1, "temperature": 1.0, "ignore_eos": True}
     with live(executor) as server:
         whole = [c["text"] for c in server.complete(**fields).json()["choices"]]
@@ -106,8 +106,9 @@ def test_a_client_that_falls_behind_gets_everything_in_order() -> None:
         connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
         until(lambda: own.flow.write_paused)
         received = b""
-        while part := connection.recv(65536):
+        while part := connection.recv(16384):
             received += part
+            time.sleep(0.01)  # now behind, now not, while more is made
         connection.close()
     found = [""] * 8
     for line in received.split(b"data: ")[1:-1]:
