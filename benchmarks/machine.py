@@ -51,6 +51,13 @@ def process_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def tree_seconds(pid: int) -> float:
+    """The same of a process and all that descend from it and live."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    own = (int(child) for file in children for child in file.read_text().split())
+    return process_seconds(pid) + sum(map(tree_seconds, own))
+
+
 def finished_seconds() -> float:
     """Processor time of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -84,7 +84,7 @@ def publish(
     disk. Errors of ``build`` pass through, and leave nothing behind.
     """
     dest = dest.absolute()
-    _refuse_foreign(dest)
+    check_destination(dest)
     with disk_errors(dest.parent):
         dest.parent.mkdir(parents=True, exist_ok=True)
         remove_stale_drafts(dest.parent)
@@ -138,8 +138,9 @@ def member(path: Path, manifest: Manifest, name: str) -> Path:
     return path / name
 
 
-def _refuse_foreign(dest: Path) -> None:
-    """Overwrite artifacts only: a mistyped destination must not cost a folder of something else."""
+def check_destination(dest: Path) -> None:
+    """ArtifactError for what must not be overwritten: all but artifacts and empty folders, since a mistyped
+    destination must not cost a folder of something else."""
     if not dest.exists() and not dest.is_symlink():
         return
     if dest.is_dir() and not dest.is_symlink():

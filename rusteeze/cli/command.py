@@ -10,6 +10,8 @@ from rusteeze import env
 
 _JSON = "rusteeze.json"
 _LEVEL = "rusteeze.log_level"
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 class Command(click.Command):

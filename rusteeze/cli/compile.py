@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from rusteeze.artifact.files import tree_bytes
+from rusteeze.artifact.store import check_destination
 from rusteeze.cli.artifacts import artifact_for, compile_source, compiled_anew
 from rusteeze.cli.command import Command, wants_json
 from rusteeze.cli.compile_options import compile_options
@@ -30,6 +31,7 @@ def command(model: str, output: Path | None, force: bool, options: CompileOption
     """
     start = time.perf_counter()
     if output:
+        check_destination(output)  # before the compiler is imported
         artifact = compile_source(model, output, options)
     else:
         artifact = compiled_anew(model, options) if force else artifact_for(model, options)

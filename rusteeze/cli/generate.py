@@ -7,7 +7,7 @@ import sys
 import click
 
 from rusteeze.cli.artifacts import artifact_for
-from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.command import INTERRUPTED, Command, wants_json
 from rusteeze.cli.conversation import (
     Conversation,
     completed,
@@ -20,8 +20,6 @@ from rusteeze.cli.sampling_options import Sampling, sampling_options
 from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
 from rusteeze.runtime.interface import Completion, FinishReason
-
-INTERRUPTED = 130
 
 
 @click.command(cls=Command)

@@ -64,6 +64,7 @@ def _artifact_facts(path: Path) -> dict[str, Any]:
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "files": {name: record.bytes for name, record in manifest.files.items()},
         "kernels": dict(Counter(role(call.kernel) for call in plan.calls).most_common()),
+        "variants": Counter(role(kernel) for kernel in {call.kernel for call in plan.calls}),
         "memory": _memory(plan),
     }
 
@@ -99,7 +100,10 @@ def _print_artifact(facts: dict[str, Any]) -> None:
     rows += [(name, _plain(value)) for name, value in facts["facts"].items()]
     print_table("Artifact", ("fact", "value"), rows)
     _print_files(facts)
-    print_table("\nKernels", ("kernel", "calls"), facts["kernels"].items())
+    variants, calls = facts["variants"], facts["kernels"]
+    title = f"\nKernels: {sum(variants.values())} in {sum(calls.values())} calls"
+    rows = [(name, variants[name], count) for name, count in calls.items()]
+    print_table(title, ("kernel", "variants", "calls"), rows)
     memory = [(n, bytes_text(v) if "bytes" in n else v) for n, v in facts["memory"].items()]
     print_table("\nMemory", ("what", "size"), memory)
 

@@ -1,7 +1,7 @@
 """``rusteeze``: finds the subcommand's module when it is needed, and turns errors into one line.
 
 Help comes from the table below, so that ``rusteeze --help`` imports click and nothing else.
-Exit codes: 0 done, 1 a fault of ours, 2 something the caller can mend.
+Exit codes: 0 done, 1 a fault of ours, 2 something the caller can mend, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from rusteeze.cli.command import common_options, wants_traceback
+from rusteeze.cli.command import INTERRUPTED, common_options, wants_traceback
 
 # Subcommand to its line of help; the module has the same name and holds the click command `command`.
 SUBCOMMANDS = {
@@ -56,6 +56,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
         except Exception as error:
             _report(ctx, error)
 

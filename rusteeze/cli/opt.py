@@ -17,6 +17,11 @@ from rusteeze.ir.text import ParseError
 from rusteeze.observe import GRAPHS, PASSES, RULES, Observer
 from rusteeze.passes.pass_spec import parse_passes
 from rusteeze.passes.pipeline import PassRun, run_passes
+from rusteeze.passes.raise_activations import RaiseActivations
+from rusteeze.passes.raise_norms import RaiseNorms
+
+RAISING = {RaiseActivations.name, RaiseNorms.name}
+NOT_RAISED = "note: this graph is not raised yet, so later passes find little; begin with -p raising"
 
 
 @click.command(cls=Command)
@@ -51,6 +56,8 @@ def command(
         runs = run_passes(shown, pipeline, observer, verified=verified)
     except VerifyError as error:
         raise UserError(f"the graph is ill-formed: {error}") from error
+    if explain and not any(p.name in RAISING for p in pipeline) and is_unraised(before):
+        click.echo(NOT_RAISED, err=True)
     text = print_graph(shown)
     difference = compare_graphs(before, shown) if compare else None
     if wants_json():
@@ -66,6 +73,12 @@ def _facts(run: PassRun) -> dict[str, object]:
         "name": run.name, "matches": run.result.matches, "nodes_before": run.nodes_before,
         "nodes_after": run.nodes_after, "ms": round(run.ms, 3),
     }  # fmt: skip
+
+
+def is_unraised(graph: Graph) -> bool:
+    """Whether norms or activations still stand there as the arithmetic that they were imported as."""
+    runs = run_passes(graph.copy(), [RaiseNorms(), RaiseActivations()], Observer())
+    return any(run.result.matches for run in runs)
 
 
 def read_graph(file: TextIO) -> Graph:

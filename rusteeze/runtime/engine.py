@@ -25,6 +25,7 @@ from rusteeze.runtime.batch import build_batch
 from rusteeze.runtime.config import EngineConfig, SchedulerLimits
 from rusteeze.runtime.intake import Intake
 from rusteeze.runtime.interface import (
+    Asked,
     Completion,
     Executor,
     Fault,
@@ -49,7 +50,8 @@ _log = logging.getLogger(__name__)
 class SyncEngine:
     """Serves many requests on one executor. Without a tokenizer prompts are ids and text is "".
 
-    ``cache_layout`` names the kernels that write the cache; it is part of every prefix's key.
+    ``cache_layout`` names the kernels that write the cache; it is part of every prefix's key. At most
+    ``max_live`` requests have not ended at any time; None: any number.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class SyncEngine:
         self.scheduler = Scheduler(_limits(executor, config), layout)
         limits = self.scheduler.limits
         self._intake = Intake(tokenizer, executor.vocab_size, eos_token_ids, limits)
-        self._max_live = None if config.max_queue is None else limits.max_num_seqs + config.max_queue
+        self.max_live = None if config.max_queue is None else limits.max_num_seqs + config.max_queue
         self._door = threading.Lock()  # held to change, look up or count the requests
         self._ended = Tokens()
         self._timed: dict[str, LiveRequest] = {}  # those that have a deadline
@@ -87,24 +89,30 @@ class SyncEngine:
         RequestError when it can never be served, QueueFull when too many are waiting.
         """
         request_id = self._next_id() if request_id is None else request_id
-        self._submit(prompt, [params or SamplingParams()], [request_id])
+        self.submit_together([(prompt, params or SamplingParams())], [request_id])
         return request_id
 
-    def submit_choices(
-        self, prompt: Prompt, params: SamplingParams, request_id: str | None = None
-    ) -> list[str]:
-        """Queue ``params.n`` samples of one prompt, all or none; the errors of ``submit``.
+    def submit_together(self, asked: Sequence[Asked], ids: Sequence[str]) -> None:
+        """Queue requests, all or none; the errors of ``submit``.
 
-        Each is a request of its own, named after ``request_id`` and its index. They share the blocks
-        of the prompt through the prefix cache: the first computes it, the others wait for that and
-        compute only what its last full block leaves over, so that no page is ever copied or written
-        by two.
+        Samples of one prompt (``SamplingParams.choices``) share its blocks through the prefix cache: the
+        first computes it, the others wait for that and compute only what its last full block leaves over,
+        so that no page is ever copied or written by two.
         """
-        request_id = self._next_id() if request_id is None else request_id
-        each = params.choices()
-        ids = [f"{request_id}-{index}" for index in range(len(each))]
-        self._submit(prompt, each, ids)
-        return ids
+        arrived = self._clock()
+        requests = [
+            self._intake.request(id, self._intake.prompt_ids(prompt), params, arrived)
+            for id, (prompt, params) in zip(ids, asked, strict=True)
+        ]
+        with self._door:
+            taken = [id for id in ids if id in self._requests]
+            if taken:
+                raise RequestError(f"request id {taken[0]!r} is in use")
+            if self.max_live is not None and len(self._requests) + len(ids) > self.max_live:
+                raise QueueFull("too many requests are waiting; try again later")
+            # Together, so that nobody cancels what is not yet to be enqueued.
+            self._requests.update(zip(ids, requests, strict=True))
+            self._commands.extend(partial(self._enqueue, request) for request in requests)
 
     def compile_grammar(self, grammar: Grammar) -> None:
         """Compile a grammar ahead of the requests that use it, whose ``submit`` is then instant; for
@@ -175,24 +183,6 @@ class SyncEngine:
         self.scheduler.check_integrity()
 
     # Requests coming in
-
-    def _submit(self, prompt: Prompt, each: Sequence[SamplingParams], ids: Sequence[str]) -> None:
-        """Queue requests for the same prompt, all or none."""
-        arrived = self._clock()
-        prompt_ids = self._intake.prompt_ids(prompt)
-        requests = [
-            self._intake.request(id, list(prompt_ids), params, arrived)
-            for id, params in zip(ids, each, strict=True)
-        ]
-        with self._door:
-            taken = [id for id in ids if id in self._requests]
-            if taken:
-                raise RequestError(f"request id {taken[0]!r} is in use")
-            if self._max_live is not None and len(self._requests) + len(ids) > self._max_live:
-                raise QueueFull("too many requests are waiting; try again later")
-            # Together, so that nobody cancels what is not yet to be enqueued.
-            self._requests.update(zip(ids, requests, strict=True))
-            self._commands.extend(partial(self._enqueue, request) for request in requests)
 
     def _next_id(self) -> str:
         return f"request-{next(self._ids)}"

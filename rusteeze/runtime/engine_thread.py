@@ -13,10 +13,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from rusteeze.runtime.interface import Prompt, RequestOutput, SamplingParams
+from rusteeze.runtime.interface import Asked, RequestOutput
 from rusteeze.runtime.params import Grammar
 
 _log = logging.getLogger(__name__)
@@ -31,9 +31,10 @@ class SteppedEngine(Protocol):
     @property
     def has_work(self) -> bool: ...
 
-    def submit(
-        self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None
-    ) -> str: ...
+    @property
+    def max_live(self) -> int | None: ...
+
+    def submit_together(self, asked: Sequence[Asked], ids: Sequence[str]) -> None: ...
 
     def cancel(self, request_id: str) -> None: ...
 
@@ -77,11 +78,12 @@ class EngineThread:
         """Age of the last step or idle tick: large when a step hangs."""
         return time.monotonic() - self._beat
 
-    def submit(self, prompt: Prompt, params: SamplingParams, request_id: str) -> None:
-        """Queue a request. RequestError when it can never be served, EngineStopped when nothing can."""
+    def submit(self, asked: Sequence[Asked], ids: Sequence[str]) -> None:
+        """Queue requests, all or none. QueueFull, RequestError when one can never be served, EngineStopped
+        when nothing can."""
         if not self.is_alive:
             raise EngineStopped("the engine has stopped")
-        self._engine.submit(prompt, params, request_id)
+        self._engine.submit_together(asked, ids)
         self._wake.set()
 
     def cancel(self, request_id: str) -> None:

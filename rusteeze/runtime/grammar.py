@@ -10,14 +10,14 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Overdue
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from rusteeze.runtime.grammar_size import check_lark, check_schema
-from rusteeze.runtime.interface import RequestError
+from rusteeze.runtime.interface import QueueFull, RequestError
 from rusteeze.runtime.params import Grammar
 from rusteeze.runtime.sampler import SamplingError
 
@@ -29,6 +29,7 @@ STACK_BYTES = 512 << 20
 """Of a compiling thread; backed by memory only as far as it is used."""
 WHITESPACE = r"[ \n\r\t]{0,32}"
 """Between the tokens of JSON. Bounded: a model could go on with blanks for ever."""
+_BUSY = "no grammar can be compiled at the moment; try again later"
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000, max_grammar_size=200_000, max_lexer_states=50_000,
     step_lexer_fuel=200_000, step_max_items=50_000, verbose_errors=False,
@@ -74,11 +75,13 @@ class Grammars:
         self._tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=ends)
         self._timeout_s = timeout_s
         self._workers = _workers()
+        self._stuck: set[Future[LLMatcher]] = set()  # past their deadline, and no thread can be ended
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
     def start(self, grammar: Grammar) -> GrammarState:
-        """The state before the first token. RequestError says what is wrong with a grammar, and where."""
+        """The state before the first token. RequestError says what is wrong with a grammar, and where; QueueFull:
+        all threads are held by grammars that take too long."""
         with self._lock:
             matcher = self._compiled.get(grammar)
             if matcher is not None:
@@ -92,11 +95,16 @@ class Grammars:
             return GrammarState(matcher.deep_copy())
 
     def _compile_in_time(self, grammar: Grammar) -> LLMatcher:
+        if len(self._stuck) >= NUM_WORKERS:
+            raise QueueFull(_BUSY)
         future = self._workers.submit(self._compile, grammar)
         try:
             matcher = future.result(self._timeout_s)
         except Overdue:
-            future.cancel()
+            if future.cancel():  # it was never begun
+                raise QueueFull(_BUSY) from None
+            self._stuck.add(future)
+            future.add_done_callback(self._stuck.discard)
             raise RequestError(f"{grammar.kind}: compiling takes too long") from None
         except ValueError as error:
             raise RequestError(_message(grammar, str(error))) from None

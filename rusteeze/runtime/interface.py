@@ -20,11 +20,13 @@ from rusteeze.runtime.sampler import Logprobs
 from rusteeze.runtime.sequence import FinishReason
 
 __all__ = [
-    "Completion", "Engine", "Executor", "Fault", "FinishReason", "Logprobs", "OutputStream", "Prompt",
+    "Asked", "Completion", "Engine", "Executor", "Fault", "FinishReason", "Logprobs", "OutputStream", "Prompt",
     "QueueFull", "RequestError", "RequestOutput", "SamplingParams", "Timing", "Usage",
 ]  # fmt: skip
 
 Prompt = str | Sequence[int]
+Asked = tuple[Prompt, SamplingParams]
+"""What one request is: a prompt, and how it is answered."""
 
 
 class Executor(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +19,12 @@ from rusteeze.runtime.template import ChatTemplate
 from rusteeze.runtime.tokens import Tokenizer
 from rusteeze.runtime.weights import WeightFile
 
+_log = logging.getLogger(__name__)
+
 DEFAULT_KV_BYTES = 1 << 30
 DEFAULT_BATCHED_TOKENS = 512
+MANY_THREADS = 2
+"""Threads per core from which on a warning is due: steps become many times slower, not faster."""
 
 NumBlocks = Callable[[Plan, int], int]
 """Plan and bytes of weights to the number of cache blocks."""
@@ -49,6 +54,11 @@ def load(
     only as it is used. At least one sequence of the longest length always fits, unless ``num_blocks``
     decides by itself, from the plan and the size of the weights."""
     config = config or EngineConfig()
+    if threads is not None and threads > MANY_THREADS * available_cores():
+        _log.warning(
+            "%d threads on %d cores: they wait for each other at every barrier; expect it to be slow",
+            threads, available_cores(),
+        )  # fmt: skip
     manifest = verify(artifact)
     plan = decode_plan(member(artifact, manifest, "plan.json").read_bytes())
     weights = WeightFile(member(artifact, manifest, "weights.safetensors"))

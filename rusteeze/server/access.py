@@ -14,19 +14,20 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rusteeze.server.errors import ApiError
+from rusteeze.server.layer import Layer
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 
 
-class ApiKey:
+class ApiKey(Layer):
     """Lets requests with ``Authorization: Bearer KEY`` pass, compared in constant time."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
-        self._app = app
+        super().__init__(app)
         self._wanted = b"Bearer " + key.encode()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._knows(scope):
+    async def request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in OPEN_PATHS and not self._knows(scope):
             error = ApiError(401, "the API key is missing or wrong", "invalid_api_key")
             await refuse(send, error, (b"www-authenticate", b"Bearer"))
             return
@@ -37,7 +38,7 @@ class ApiKey:
         return len(given) == 1 and hmac.compare_digest(given[0], self._wanted)
 
 
-class KnownHosts:
+class KnownHosts(Layer):
     """Lets requests pass that call this server by a name of the machine itself, or by one of ``names``.
 
     A web page can give its own name the address 127.0.0.1 and then ask whatever listens there, past all
@@ -45,11 +46,11 @@ class KnownHosts:
     """
 
     def __init__(self, app: ASGIApp, names: Iterable[str]) -> None:
-        self._app = app
+        super().__init__(app)
         self._names = frozenset(name.lower() for name in names)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._knows(scope):
+    async def request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in OPEN_PATHS and not self._knows(scope):
             message = "this server is not known by that host name; see allowed_hosts in its settings"
             await refuse(send, ApiError(403, message, "unknown_host"))
             return
@@ -88,16 +89,10 @@ async def refuse(send: Send, error: ApiError, *headers: tuple[bytes, bytes]) -> 
     await send({"type": "http.response.body", "body": msgspec.json.encode(error.body())})
 
 
-class RequestId:
+class RequestId(Layer):
     """Gives every answer an ``x-request-id``, under which the log speaks of it."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def request(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 

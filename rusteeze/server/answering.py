@@ -1,15 +1,15 @@
-"""From sequences to an HTTP answer, whole or as a stream: one path for both endpoints.
+"""From sequences to an HTTP answer, whole or as a stream: one path for all endpoints.
 
 A client that leaves, in any state, has its sequences cancelled; they end in the engine's next step. A
-stream ends with a finish reason for every choice, the usage if asked for, and ``[DONE]``; one that
-fails on the way ends with an error event instead, never silently.
+stream ends as its renderer says; one that fails on the way ends with an error event instead, never
+silently.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from rusteeze.runtime.engine_thread import EngineStopped
 from rusteeze.runtime.interface import (
+    Asked,
     Completion,
     FinishReason,
     QueueFull,
@@ -25,15 +26,14 @@ from rusteeze.runtime.interface import (
     RequestOutput,
 )
 from rusteeze.server.access import request_id
+from rusteeze.server.connection import PIECES
 from rusteeze.server.errors import ApiError, bad_request, internal, overloaded, unavailable
-from rusteeze.server.last_resort import error_event
-from rusteeze.server.replies import Asked, Reply
+from rusteeze.server.replies import Reply
 from rusteeze.server.service import Service
 
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
-DONE = b"data: [DONE]\n\n"
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -44,12 +44,20 @@ EVENT_STREAM = [
 class Renderer(Protocol):
     """Puts the outputs of sequences into one endpoint's wire format."""
 
-    def chunks(self, index: int, output: RequestOutput) -> Iterator[msgspec.Struct]:
+    def events(self, index: int, output: RequestOutput) -> Iterable[bytes]:
         """The events that one output of sequence ``index`` makes."""
         ...
 
-    def last_chunks(self) -> Iterator[msgspec.Struct]:
+    def text_event(self, index: int, output: RequestOutput) -> bytes | None:
+        """The same in short, where the output adds nothing but a text; None where there is more to it."""
+        ...
+
+    def last_events(self) -> Iterable[bytes]:
         """The events after the last output."""
+        ...
+
+    def failure(self, error: ApiError) -> bytes:
+        """The event that ends a stream which has failed."""
         ...
 
     def whole(self, completions: Sequence[Completion]) -> msgspec.Struct: ...
@@ -70,9 +78,11 @@ class Answer:
         self._headers = [(k.encode(), v.encode()) for k, v in headers.items()]
         self._reply, self._ids = submit(service, asked, each=stream)
         self._request_id = ""
+        self._write: Callable[[bytes], bool] = lambda data: False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._request_id = request_id(scope)
+        self._write = scope.get("extensions", {}).get(PIECES, self._write)
         watcher = asyncio.create_task(self._cancel_on_disconnect(receive))
         try:
             await (self._send_stream(send) if self._stream else self._send_whole(send))
@@ -102,19 +112,28 @@ class Answer:
         for _, output in batch:
             self._check(output)  # nothing is sent yet, so this is still an ordinary error
         await send(_start(EVENT_STREAM + self._headers))
+        self._reply.direct = self._send_at_once
         try:
             while batch:
                 await self._send(send, b"".join(self._events(batch)))
                 batch = await self._reply.take()
-            last = map(_event, self._renderer.last_chunks())
-            await self._send(send, b"".join([*last, DONE]), more=False)
+            await self._send(send, b"".join(self._renderer.last_events()), more=False)
         except ApiError as error:
-            await self._send(send, error_event(error), more=False)
+            await self._send(send, self._renderer.failure(error), more=False)
 
-    def _events(self, batch: Iterable[tuple[int, RequestOutput]]) -> Iterator[bytes]:
+    def _events(self, batch: Iterable[tuple[int, RequestOutput]]) -> list[bytes]:
+        found: list[bytes] = []
         for index, output in batch:
             self._check(output)
-            yield from map(_event, self._renderer.chunks(index, output))
+            text = self._renderer.text_event(index, output)
+            found += self._renderer.events(index, output) if text is None else [text]
+        return found
+
+    def _send_at_once(self, index: int, output: RequestOutput) -> bool:
+        """Send a piece of text past the tasks and layers that all else goes through. Nearly all of a stream
+        is such pieces."""
+        text = self._renderer.text_event(index, output)
+        return text is not None and (not text or self._write(text))
 
     def _check(self, output: RequestOutput) -> None:
         """ApiError or ClientDisconnect when the sequence did not end by itself."""
@@ -146,7 +165,3 @@ def submit(service: Service, asked: Sequence[Asked], each: bool) -> tuple[Reply,
 
 def _start(headers: list[tuple[bytes, bytes]]) -> dict[str, object]:
     return {"type": "http.response.start", "status": 200, "headers": headers}
-
-
-def _event(value: msgspec.Struct) -> bytes:
-    return b"data: %b\n\n" % _encode(value)

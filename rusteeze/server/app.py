@@ -21,12 +21,14 @@ from rusteeze.server.completions import completions
 from rusteeze.server.errors import ApiError
 from rusteeze.server.last_resort import LastResort
 from rusteeze.server.openapi import openapi
+from rusteeze.server.responses import responses
 from rusteeze.server.service import Service
 from rusteeze.server.tokenizing import detokenize, tokenize
 
 ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/responses", responses, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
     Route("/v1/models", status.models, methods=["GET"]),

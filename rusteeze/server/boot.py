@@ -35,7 +35,9 @@ def load_model(artifact: Path, config: ServeConfig) -> tuple[LLM, MemoryPlan]:
         )  # fmt: skip
         return made[0].num_blocks
 
-    limits = EngineConfig(engine.max_num_seqs, engine.max_num_batched_tokens)
+    limits = EngineConfig(
+        engine.max_num_seqs, engine.max_num_batched_tokens, max_queue=config.server.max_queue
+    )
     model = load(artifact, engine.threads, config=limits, num_blocks=num_blocks)
     model.engine.generate([[0]], SamplingParams(temperature=0, max_tokens=1))
     return model, made[0]
@@ -53,11 +55,11 @@ def service_of(model: LLM, name: str, artifact: Path, config: ServeConfig, memor
     fixed = memory.weight_bytes + memory.scratch_bytes
     metrics = Metrics(name, model.engine.stats, Memory(fixed, memory.block_bytes))
     server = config.server
-    engine = AsyncEngine(model.engine, limits.max_num_seqs + server.max_queue, metrics)
+    engine = AsyncEngine(model.engine, metrics)
     return Service(
         served, engine, metrics, strict=server.strict_params,
         limits=Limits(
-            max_body_bytes=server.max_body_bytes, max_queue=server.max_queue,
+            max_body_bytes=server.max_body_bytes,
             max_request_tokens=server.max_request_tokens, write_seconds=server.write_seconds,
             drain_seconds=server.drain_seconds,
         ),

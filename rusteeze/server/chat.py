@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rusteeze.runtime.interface import Completion, RequestOutput
+from rusteeze.runtime.interface import Asked, Completion, RequestOutput
 from rusteeze.runtime.interface import FinishReason as EngineReason
 from rusteeze.runtime.template import TemplateError
 from rusteeze.server.answering import Answer
@@ -29,7 +29,8 @@ from rusteeze.server.chat_schema import (
     Message,
     ToolMessage,
 )
-from rusteeze.server.errors import bad_request
+from rusteeze.server.errors import ApiError, bad_request
+from rusteeze.server.events import DONE, TextEvents, error_event, event
 from rusteeze.server.formats import grammar_of
 from rusteeze.server.identity import Identity
 from rusteeze.server.prompts import check_model, choices, off_loop, prepare_grammar, token_budget
@@ -46,6 +47,17 @@ async def chat_completions(request: Request) -> Answer | Response:
     service.check_open()
     body = await read_body(request, ChatRequest, service.limits, service.strict)
     asked = body.value
+    sequences, use = await chat_sequences(service, asked)
+    renderer = ChatRenderer(service.model, asked, with_tools=use is not None)
+    return Answer(
+        service, sequences, renderer, bool(asked.stream), ignored_header(body.unknown)
+    )  # fmt: skip
+
+
+async def chat_sequences(
+    service: Service, asked: ChatRequest
+) -> tuple[list[Asked], ToolUse | None]:  # fmt: skip
+    """What the engine is to do for a conversation. ApiError when it cannot be done."""
     check_model(service, asked.model)
     use = ToolUse.of(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
     characters = len(str(asked.messages)) + len(str(asked.tools))
@@ -59,11 +71,7 @@ async def chat_completions(request: Request) -> Answer | Response:
         asked, service.model.defaults, max_tokens, asked.num_logprobs, grammar=grammar
     )
     await prepare_grammar(service, params.grammar, "tools" if use else "response_format")
-    renderer = ChatRenderer(service.model, asked, with_tools=use is not None)
-    return Answer(
-        service, choices([ids], params), renderer, bool(asked.stream),
-        ignored_header(body.unknown),
-    )  # fmt: skip
+    return choices([ids], params), use
 
 
 def chat_ids(
@@ -109,8 +117,21 @@ class ChatRenderer:
         self._begun: set[int] = set()
         choices = range(asked.num_choices if with_tools else 0)
         self._filters = {index: CallFilter() for index in choices}
+        self._texts = TextEvents(self._text_event)
 
-    def chunks(self, index: int, output: RequestOutput) -> Iterator[ChatChunk]:
+    def events(self, index: int, output: RequestOutput) -> Iterable[bytes]:
+        return map(event, self._chunks(index, output))
+
+    def text_event(self, index: int, output: RequestOutput) -> bytes | None:
+        plain = output.finish_reason is None and not self._filters and not self._with_logprobs
+        if not plain or index not in self._begun:
+            return None
+        return self._texts.of(index, output.text) if output.text else b""
+
+    def _text_event(self, index: int, text: str) -> bytes:
+        return event(self._chunk(ChunkChoice(index, Delta(content=text))))
+
+    def _chunks(self, index: int, output: RequestOutput) -> Iterator[ChatChunk]:
         if index not in self._begun:
             self._begun.add(index)
             yield self._chunk(ChunkChoice(index, Delta(role="assistant", content="")))
@@ -126,11 +147,15 @@ class ChatRenderer:
             self._usage.add(index, output.usage)
             yield self._chunk(ChunkChoice(index, Delta(), finish_reason=_reason(output, calls)))
 
-    def last_chunks(self) -> Iterator[ChatChunk]:
+    def last_events(self) -> Iterator[bytes]:
         if self._with_usage:
             chunk = self._chunk()
             chunk.usage = self._usage.body()
-            yield chunk
+            yield event(chunk)
+        yield DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        return error_event(error)
 
     def whole(self, completions: Sequence[Completion]) -> ChatResponse:
         found = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,8 @@ from rusteeze.server.completion_schema import (
     CompletionRequest,
     CompletionResponse,
 )
-from rusteeze.server.errors import bad_request
+from rusteeze.server.errors import ApiError, bad_request
+from rusteeze.server.events import DONE, TextEvents, error_event, event
 from rusteeze.server.identity import Identity
 from rusteeze.server.limits import MAX_PROMPTS
 from rusteeze.server.prompts import check_model, choices, off_loop, prepare_grammar, token_budget
@@ -109,8 +110,22 @@ class CompletionRenderer:
             for echo in self._echoes
             for _ in range(asked.num_choices)
         ]
+        self._is_plain = not asked.echo and asked.logprobs is None and asked.max_tokens != 0
+        self._texts = TextEvents(self._text_event)
+
+    def events(self, index: int, output: RequestOutput) -> Iterable[bytes]:
+        return map(event, self.chunks(index, output))
+
+    def text_event(self, index: int, output: RequestOutput) -> bytes | None:
+        if not self._is_plain or output.finish_reason is not None:
+            return None
+        return self._texts.of(index, output.text) if output.text else b""
+
+    def _text_event(self, index: int, text: str) -> bytes:
+        return event(self._response([CompletionChoice(index, text)], None if self._with_usage else UNSET))
 
     def chunks(self, index: int, output: RequestOutput) -> Iterator[CompletionResponse]:
+        """The same as values."""
         echo = self._echoes[index // self._num_choices]
         if echo is None:
             yield from self._chunks(index, output)
@@ -129,9 +144,13 @@ class CompletionRenderer:
         if parts.has_news or output.finish_reason is not None:
             yield self._response([self._choice(index, output)], None if self._with_usage else UNSET)
 
-    def last_chunks(self) -> Iterator[CompletionResponse]:
+    def last_events(self) -> Iterator[bytes]:
         if self._with_usage:
-            yield self._response([], self._usage.body())
+            yield event(self._response([], self._usage.body()))
+        yield DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        return error_event(error)
 
     def whole(self, completions: Sequence[Completion]) -> CompletionResponse:
         found = []

@@ -6,9 +6,10 @@ uvicorn's protocol parses; this adds what it leaves open. Bodies are limited whe
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rusteeze.server.limits import Limits
 
@@ -19,131 +20,146 @@ LINGER_SECONDS = 2.0
 """How long the rest of a body that was answered unread may take."""
 
 
+PIECES = "rusteeze.pieces"
+"""The ASGI extension under which a request has a function that writes a piece of its answer at once. It
+returns False, and writes nothing, when that cannot be done; ``send`` is then the way."""
+
+
 class HeadTooLarge(Exception):
     """Raised into the parser, which stops there."""
 
 
-def limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
-    """The protocol class for these limits; uvicorn makes one object of it for every connection."""
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection; all arguments but the first are uvicorn's."""
 
-    class LimitedProtocol(HttpToolsProtocol):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self._head_bytes = 0  # of request line, headers and trailers, as far as they are parsed
-            self._unread_bytes = 0  # received since the last body or end of a head
-            self._deadline: asyncio.TimerHandle | None = None
-            self._stalled: asyncio.TimerHandle | None = None
+    def __init__(self, limits: Limits, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limits = limits
+        self._head_bytes = 0  # of request line, headers and trailers, as far as they are parsed
+        self._unread_bytes = 0  # received since the last body or end of a head
+        self._deadline: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
 
-        # The connection
+    # The connection
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._await_head()
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._await_head()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._cancel_timers()
-            super().connection_lost(exc)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_timers()
+        super().connection_lost(exc)
 
-        def data_received(self, data: bytes) -> None:
-            self._unread_bytes += len(data)
-            super().data_received(data)
-            if self._unread_bytes > limits.max_header_bytes and not self.transport.is_closing():
-                self._refuse_head()
-            if self._is_idle and self._deadline is None:
-                self._await_head()  # bytes that begin no request, for which uvicorn stops its own timer
+    def data_received(self, data: bytes) -> None:
+        self._unread_bytes += len(data)
+        super().data_received(data)
+        if self._unread_bytes > self._limits.max_header_bytes and not self.transport.is_closing():
+            self._refuse_head()
+        if self._is_idle and self._deadline is None:
+            self._await_head()  # bytes that begin no request, for which uvicorn stops its own timer
 
-        @property
-        def _is_idle(self) -> bool:
-            """Nothing is being answered, and uvicorn does not wait for the next request."""
-            answered = self.cycle is None or self.cycle.response_complete
-            return answered and self.timeout_keep_alive_task is None and not self.transport.is_closing()
+    @property
+    def _is_idle(self) -> bool:
+        """Nothing is being answered, and uvicorn does not wait for the next request."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and self.timeout_keep_alive_task is None and not self.transport.is_closing()
 
-        # What the parser finds
+    # What the parser finds
 
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._head_bytes = 0
-            self._await_head()
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+        self._await_head()
 
-        def on_url(self, url: bytes) -> None:
-            self._count(len(url))
-            super().on_url(url)
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
 
-        def on_header(self, name: bytes, value: bytes) -> None:
-            self._count(len(name) + len(value) + len(b": \r\n"))
-            super().on_header(name, value)
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + len(b": \r\n"))
+        super().on_header(name, value)
 
-        def on_headers_complete(self) -> None:
-            self._unread_bytes = 0
+    def on_headers_complete(self) -> None:
+        self._unread_bytes = 0
+        self._stop_waiting()
+        super().on_headers_complete()
+        if self.cycle is not None:
+            extensions: Any = {PIECES: partial(_write_piece, self.cycle)}
+            self.scope["extensions"] = extensions
+
+    def on_chunk_header(self) -> None:
+        self._unread_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._unread_bytes = 0
+        super().on_body(body)
+
+    def _count(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes
+        if self._head_bytes > self._limits.max_header_bytes:
+            raise HeadTooLarge
+
+    # What is answered here
+
+    def send_400_response(self, msg: str) -> None:
+        if self._head_bytes > self._limits.max_header_bytes:
+            self._refuse_head()
+        else:
+            super().send_400_response(msg)
+
+    def _refuse_head(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_TOO_LARGE)
+        self.transport.close()
+
+    def on_response_complete(self) -> None:
+        unread = not self.pipeline and self.cycle.more_body
+        super().on_response_complete()
+        if unread and not self.transport.is_closing():
+            self._linger()
+
+    def _linger(self) -> None:
+        """Close unless the rest of the body comes soon: nobody wants it, but it is no next request."""
+        self._unset_keepalive_if_required()
+        self._stop_waiting()
+        self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.cycle.response_complete:
             self._stop_waiting()
-            super().on_headers_complete()
 
-        def on_chunk_header(self) -> None:
-            self._unread_bytes = 0
+    # Patience
 
-        def on_body(self, body: bytes) -> None:
-            self._unread_bytes = 0
-            super().on_body(body)
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self._limits.write_seconds, self.transport.abort)
 
-        def _count(self, num_bytes: int) -> None:
-            self._head_bytes += num_bytes
-            if self._head_bytes > limits.max_header_bytes:
-                raise HeadTooLarge
+    def resume_writing(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+        super().resume_writing()
 
-        # What is answered here
+    def _await_head(self) -> None:
+        """Give the client a while to say what it wants."""
+        self._stop_waiting()
+        self._deadline = self.loop.call_later(self._limits.header_seconds, self.transport.abort)
 
-        def send_400_response(self, msg: str) -> None:
-            if self._head_bytes > limits.max_header_bytes:
-                self._refuse_head()
-            else:
-                super().send_400_response(msg)
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
-        def _refuse_head(self) -> None:
-            if self.cycle is None or self.cycle.response_complete:
-                self.transport.write(_TOO_LARGE)
-            self.transport.close()
+    def _cancel_timers(self) -> None:
+        self._stop_waiting()
+        if self._stalled is not None:
+            self._stalled.cancel()
 
-        def on_response_complete(self) -> None:
-            unread = not self.pipeline and self.cycle.more_body
-            super().on_response_complete()
-            if unread and not self.transport.is_closing():
-                self._linger()
 
-        def _linger(self) -> None:
-            """Close unless the rest of the body comes soon: nobody wants it, but it is no next request."""
-            self._unset_keepalive_if_required()
-            self._stop_waiting()
-            self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)
-
-        def on_message_complete(self) -> None:
-            super().on_message_complete()
-            if self.cycle.response_complete:
-                self._stop_waiting()
-
-        # Patience
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._stalled = self.loop.call_later(limits.write_seconds, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            if self._stalled is not None:
-                self._stalled.cancel()
-            super().resume_writing()
-
-        def _await_head(self) -> None:
-            """Give the client a while to say what it wants."""
-            self._stop_waiting()
-            self._deadline = self.loop.call_later(limits.header_seconds, self.transport.abort)
-
-        def _stop_waiting(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-
-        def _cancel_timers(self) -> None:
-            self._stop_waiting()
-            if self._stalled is not None:
-                self._stalled.cancel()
-
-    return LimitedProtocol
+def _write_piece(cycle: RequestResponseCycle, data: bytes) -> bool:
+    """What ``cycle.send`` does with the middle of a chunked body, without a task that has to be woken for it."""
+    is_open = cycle.chunked_encoding and not cycle.response_complete and not cycle.disconnected
+    if not is_open or cycle.flow.write_paused:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+    return True

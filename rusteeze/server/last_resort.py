@@ -9,11 +9,12 @@ import asyncio
 import logging
 from contextlib import suppress
 
-import msgspec
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from rusteeze.server.access import refuse, request_id
 from rusteeze.server.errors import ApiError, internal, unavailable
+from rusteeze.server.events import error_event
+from rusteeze.server.layer import Layer
 
 _log = logging.getLogger(__name__)
 
@@ -22,20 +23,10 @@ LAST_WORD_SECONDS = 1.0
 """How long a client may take to read its error while everybody else has left."""
 
 
-def error_event(error: ApiError) -> bytes:
-    return b"data: %b\n\n" % msgspec.json.encode(error.body())
-
-
-class LastResort:
+class LastResort(Layer):
     """Ends every request: faults are logged with its id, and a cancelled one (the server stops) is told so."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def request(self, scope: Scope, receive: Receive, send: Send) -> None:
         progress = _Progress(send)
         try:
             await self._app(scope, receive, progress.send)

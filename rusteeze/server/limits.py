@@ -21,7 +21,7 @@ MAX_TOKENS = 2**31 - 1
 class Limits:
     """Bytes, counts and seconds.
 
-    ``max_queue`` sequences may wait beside the ``max_num_seqs`` that run. A request may ask for
+    A request may ask for
     ``max_request_tokens`` tokens in all its choices together, those of echoed prompts with log-probabilities
     included; None: 16 times the model's length.
     ``write_seconds`` bounds how long a client may leave its data unread, ``stall_seconds`` how long a
@@ -30,7 +30,6 @@ class Limits:
 
     max_body_bytes: int = 4 * 2**20
     max_header_bytes: int = 32 * 2**10
-    max_queue: int = 1024
     max_request_tokens: int | None = None
     header_seconds: float = 15.0
     body_seconds: float = 30.0

@@ -18,6 +18,12 @@ from rusteeze.server.common_schema import HealthBody, ModelCard, ModelList, Vers
 from rusteeze.server.completion_schema import CompletionRequest, CompletionResponse
 from rusteeze.server.errors import ErrorBody
 from rusteeze.server.limits import MAX_PROMPTS
+from rusteeze.server.responses_schema import (
+    InputMessage,
+    ResponseBody,
+    ResponseEvent,
+    ResponsesRequest,
+)
 from rusteeze.server.service import ServedModel, Service
 from rusteeze.server.tokenizing import (
     DetokenizeRequest,
@@ -66,6 +72,10 @@ OPERATIONS = (
         (CompletionRequest,), _BODY_ERRORS,
     ),
     Operation(
+        "/v1/responses", "post", "Answer a conversation, in the format of responses",
+        {JSON: ResponseBody, EVENTS: ResponseEvent}, (ResponsesRequest,), _BODY_ERRORS,
+    ),
+    Operation(
         "/tokenize", "post", "Token ids of a text or a conversation", {JSON: TokenizeResponse},
         (TokenizeText, TokenizeChat), _BODY_ERRORS,
     ),
@@ -100,6 +110,7 @@ def build_document(model: ServedModel, has_key: bool) -> Node:
         "paths": {},
         "components": {"schemas": components},
     }
+    components[InputMessage.__name__]["required"].remove("type")  # of all items it alone may do without
     by_type = dict(zip(map(str, types), schemas, strict=True))
     for operation in OPERATIONS:
         path = document["paths"].setdefault(operation.path, {})

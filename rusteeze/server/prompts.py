@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from rusteeze.runtime.interface import RequestError, SamplingParams
+from rusteeze.runtime.interface import Asked, QueueFull, RequestError, SamplingParams
 from rusteeze.runtime.params import Grammar
-from rusteeze.server.errors import ApiError, bad_request
-from rusteeze.server.replies import Asked
+from rusteeze.server.errors import ApiError, bad_request, unavailable
 from rusteeze.server.service import Service
 
 T = TypeVar("T")
@@ -78,11 +77,13 @@ def choices(prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[As
 
 
 async def prepare_grammar(service: Service, grammar: Grammar | None, param: str) -> None:
-    """Compile a grammar outside the event loop, under its deadline. ApiError 400 when it is wrong;
-    ``param`` is where it came from."""
+    """Compile a grammar outside the event loop, under its deadline. ApiError 400 when it is wrong, 503 when
+    others take too long; ``param`` is where it came from."""
     if grammar is None:
         return
     try:
         await asyncio.to_thread(service.engine.compile_grammar, grammar)
+    except QueueFull as error:
+        raise unavailable(str(error), service.limits.retry_after_seconds) from None
     except RequestError as error:
         raise bad_request(str(error), param, "invalid_grammar") from None

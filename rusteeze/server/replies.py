@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from rusteeze.runtime.engine_thread import EngineThread, SteppedEngine
-from rusteeze.runtime.interface import FinishReason, QueueFull, RequestOutput, SamplingParams
+from rusteeze.runtime.interface import Asked, FinishReason, QueueFull, RequestOutput
 from rusteeze.runtime.params import Grammar
-
-Asked = tuple[Sequence[int], SamplingParams]
 
 
 class Observer(Protocol):
@@ -30,7 +28,8 @@ class Observer(Protocol):
 class Reply:
     """Outputs of some sequences, each with its index, in the order in which they were produced.
 
-    With ``each`` a reader is woken for every output, otherwise once, when all have finished.
+    With ``each`` a reader is woken for every output, otherwise once, when all have finished. While it waits,
+    an output is offered to ``direct`` first, which says whether it has passed it on.
     """
 
     def __init__(self, num_sequences: int, each: bool) -> None:
@@ -38,8 +37,12 @@ class Reply:
         self._each = each
         self._outputs: deque[tuple[int, RequestOutput]] = deque()
         self._ready = asyncio.Event()
+        self._waited_for = False
+        self.direct: Callable[[int, RequestOutput], bool] = lambda index, output: False
 
     def put(self, index: int, output: RequestOutput) -> None:
+        if self._waited_for and not self._outputs and self.direct(index, output):
+            return
         self._outputs.append((index, output))
         self.num_open -= output.finish_reason is not None
         if self._each or not self.num_open:
@@ -49,7 +52,11 @@ class Reply:
         """All outputs that are there, after waiting for some; empty once all have been taken."""
         if not self._outputs and not self.num_open:
             return []
-        await self._ready.wait()
+        self._waited_for = True
+        try:
+            await self._ready.wait()
+        finally:
+            self._waited_for = False
         self._ready.clear()
         taken = list(self._outputs)
         self._outputs.clear()
@@ -57,10 +64,10 @@ class Reply:
 
 
 class AsyncEngine:
-    """An engine thread as the event loop sees it. At most ``max_open`` sequences are open at once."""
+    """An engine thread as the event loop sees it."""
 
-    def __init__(self, engine: SteppedEngine, max_open: int, observer: Observer) -> None:
-        self._max_open = max_open
+    def __init__(self, engine: SteppedEngine, observer: Observer) -> None:
+        self._max_live = engine.max_live
         self._observer = observer
         self._compile_grammar = engine.compile_grammar
         self._thread = EngineThread(engine, self._deliver, self._failed)
@@ -90,7 +97,7 @@ class AsyncEngine:
 
     @property
     def is_full(self) -> bool:
-        return self.num_open >= self._max_open
+        return self._max_live is not None and self.num_open >= self._max_live
 
     def compile_grammar(self, grammar: Grammar) -> None:
         """Compile a grammar; for threads that may wait. RequestError says what is wrong, and where."""
@@ -101,20 +108,15 @@ class AsyncEngine:
 
         QueueFull, RequestError (one can never be served) or EngineStopped.
         """
-        if self.num_open + len(asked) > self._max_open:
-            self._observer.rejected(len(asked))
-            raise QueueFull("too many requests are waiting; try again later")
-        reply, ids = Reply(len(asked), each), []
+        reply, ids = Reply(len(asked), each), [uuid.uuid4().hex for _ in asked]
         try:
-            for index, (prompt_ids, params) in enumerate(asked):
-                request_id = uuid.uuid4().hex
-                self._thread.submit(prompt_ids, params, request_id)
-                self._open[request_id] = (reply, index)
-                self._observer.started(request_id)
-                ids.append(request_id)
-        except BaseException:
-            self.cancel(ids)
+            self._thread.submit(asked, ids)
+        except QueueFull:
+            self._observer.rejected(len(asked))
             raise
+        for index, request_id in enumerate(ids):  # before any output: those come through this loop
+            self._open[request_id] = (reply, index)
+            self._observer.started(request_id)
         return reply, ids
 
     def cancel(self, ids: Sequence[str]) -> None:

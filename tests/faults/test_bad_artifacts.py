@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,13 @@ def test_a_cut_file(name: str, artifact: Path) -> None:
 def test_a_missing_file(name: str, artifact: Path) -> None:
     (artifact / name).unlink()
     check(artifact, name)
+
+
+def test_far_more_threads_than_cores_are_warned_about(artifact: Path) -> None:
+    enough = len(os.sched_getaffinity(0))
+    arguments = ("generate", artifact, "-p", "a", "--max-tokens", "1", "--threads")
+    assert f"{2 * enough + 1} threads on {enough} cores" in rusteeze(*arguments, str(2 * enough + 1)).stderr
+    assert "threads on" not in rusteeze(*arguments, str(enough)).stderr
 
 
 def test_no_manifest_no_artifact(artifact: Path) -> None:

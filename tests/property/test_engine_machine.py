@@ -64,7 +64,8 @@ class EngineMachine(RuleBasedStateMachine):
         )
         room = MAX_SEQS + MAX_QUEUE - (len(self.prompts) - len(self.ended))
         try:
-            ids = self.engine.submit_choices(prompt, params)
+            ids = [f"{len(self.prompts)}-{index}" for index in range(n)]
+            self.engine.submit_together([(prompt, own) for own in params.choices()], ids)
         except QueueFull:
             assert n > room
             return multiple()

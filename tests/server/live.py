@@ -136,19 +136,19 @@ def until(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
 
 
 def new_service(
-    executor: PacedExecutor, limits: Limits, max_num_seqs: int = 32, strict: bool = False,
+    executor: PacedExecutor, limits: Limits, max_num_seqs: int = 32, max_queue: int = 1024, strict: bool = False,
     template: str = TEMPLATE,
 ) -> tuple[Service, SyncEngine]:  # fmt: skip
     words = tokenizer()
     eos = words.token_id("</s>")
     assert eos is not None
-    engine = SyncEngine(executor, words, [eos], EngineConfig(max_num_seqs))
+    engine = SyncEngine(executor, words, [eos], EngineConfig(max_num_seqs, max_queue=max_queue))
     length = engine.scheduler.limits.max_sequence_len
     model = ServedModel(
         MODEL, 1700000000, words, ChatTemplate(template), {}, length, executor.vocab_size
     )
     metrics = Metrics(MODEL, engine.stats, Memory(1000, 10))
-    wrapped = AsyncEngine(engine, max_num_seqs + limits.max_queue, metrics)
+    wrapped = AsyncEngine(engine, metrics)
     return Service(model, wrapped, metrics, limits, strict), engine
 
 

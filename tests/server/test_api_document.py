@@ -14,6 +14,7 @@ from rusteeze.server.access import OPEN_PATHS
 from rusteeze.server.app import ROUTES
 from rusteeze.server.chat_schema import ChatRequest
 from rusteeze.server.completion_schema import CompletionRequest
+from rusteeze.server.responses_schema import ResponsesRequest
 
 TEXT = (Path(__file__).parents[2] / "docs/api.md").read_text(encoding="utf-8")
 ROWS = [line.split("|")[1:-1] for line in TEXT.splitlines() if re.match(r"\| `(GET|POST) ", line)]
@@ -34,7 +35,7 @@ def test_the_routes_and_which_need_the_key() -> None:
     assert written == there
 
 
-@pytest.mark.parametrize("schema", [ChatRequest, CompletionRequest])
+@pytest.mark.parametrize("schema", [ChatRequest, CompletionRequest, ResponsesRequest])
 def test_the_fields(schema: type[msgspec.Struct]) -> None:
     fields = TEXT.partition("## Fields of a request")[2].partition("## Defaults")[0]
     named = {word for code in re.findall(r"`([^`]+)`", fields) for word in code.split(".")}

@@ -55,8 +55,8 @@ class Terse(PacedExecutor):
 def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     """Examples, coverage and fuzzing; valid and invalid data; every check that it has."""
     options = AppOptions(api_key=KEY)
-    limits = Limits(max_request_tokens=10**12, max_queue=10**6, max_body_bytes=2**28)
-    with live(Terse(num_blocks=4096, max_model_len=2048), limits=limits, options=options, max_num_seqs=64, template=SHORT) as server:
+    limits = Limits(max_request_tokens=10**12, max_body_bytes=2**28)
+    with live(Terse(num_blocks=4096, max_model_len=2048), limits=limits, options=options, max_num_seqs=64, max_queue=10**6, template=SHORT) as server:
         command = [
             str(Path(sys.executable).with_name("schemathesis")), "run", f"{server.url}/openapi.json",
             "--phases", "examples,coverage,fuzzing", "--mode", "all", "--continue-on-failure",

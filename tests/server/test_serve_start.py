@@ -14,12 +14,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from server_process import serve
 from smollm2 import MARKS, python
 
 log = logging.getLogger(__name__)
 
 HEAVY = {"torch", "transformers", "tvm", "triton", "gguf", "huggingface_hub", "fastapi", "pydantic"}
 MOST_SECONDS = 1.0
+LISTENING = "0A"
 MODULES = "import sys, rusteeze.cli.serve\nprint(*sys.modules)"
 
 
@@ -36,6 +38,20 @@ def test_help_imports_no_server() -> None:
 
 class TestRealModel:
     pytestmark = MARKS
+
+    def test_it_listens_on_one_socket(self, smollm2: Path) -> None:
+        with serve(smollm2) as served:
+            assert served.status("/v1/models") == 200
+            process = Path(f"/proc/{served.process.pid}")
+            own = {os.readlink(link) for link in process.glob("fd/*") if "socket" in os.readlink(link)}
+            listening = [
+                fields[1]
+                for table in ("tcp", "tcp6")
+                for fields in map(str.split, (process / "net" / table).read_text().splitlines()[1:])
+                if fields[3] == LISTENING and f"socket:[{fields[9]}]" in own
+            ]
+        port = int(served.url.rpartition(":")[2])
+        assert listening == [f"0100007F:{port:04X}"]
 
     def test_ready_within_a_second(self, smollm2: Path) -> None:
         seconds_to_ready(smollm2)  # so that the files are in memory

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import time
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live import Live
+from live import MODEL, Live, PacedExecutor, live, until
 
 STOPS = st.lists(st.text("abc,é. \n", min_size=1, max_size=3), max_size=3)
 
@@ -64,6 +67,54 @@ def test_the_shape_of_a_stream(tiny: Live) -> None:
     assert events[-1]["choices"] == []
     assert [e["usage"] for e in events[:-1]] == [None] * (len(events) - 1)
     assert len({(e["id"], e["created"], e["model"], e["object"]) for e in events}) == 1
+
+
+def test_pieces_are_sent_when_they_are_made() -> None:
+    """Not held back until the client has acknowledged those before, which takes it 40 ms."""
+    gaps: list[float] = []
+    with live(PacedExecutor(pause=0.005)) as server:
+        body = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 8, "ignore_eos": True, "stream": True})
+        head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        request = f"{head}content-length: {len(body)}\r\n\r\n{body}".encode()
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            for _ in range(4):  # only later requests of a connection are acknowledged late
+                connection.sendall(request)
+                received, moments = b"", []
+                while not received.endswith(b"\r\n0\r\n\r\n"):
+                    received += connection.recv(65536)
+                    moments.append(time.monotonic())
+                gaps.append(moments[1] - moments[0])
+    assert min(gaps[1:]) < 0.03  # a busy machine may be late now and then
+
+
+def test_a_client_that_falls_behind_gets_everything_in_order() -> None:
+    """Pieces are written at once until its buffers are full, then they wait for it, then they are written at once."""
+    executor = PacedExecutor(0.003, num_blocks=4096, max_model_len=2048, max_batched_tokens=512)
+    fields = {"prompt": "a", "max_tokens": 400, "n": 8, "seed": 1, "temperature": 1.0, "ignore_eos": True}
+    with live(executor) as server:
+        whole = [c["text"] for c in server.complete(**fields).json()["choices"]]
+        connections = server.server.server_state.connections
+        until(lambda: not connections)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        connection.connect(("127.0.0.1", server.port))
+        until(lambda: len(connections) == 1)
+        (own,) = connections
+        own.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        body = json.dumps({"model": MODEL, "stream": True, **fields})
+        head = "POST /v1/completions HTTP/1.0\r\nhost: x\r\ncontent-type: application/json\r\n"
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+        until(lambda: own.flow.write_paused)
+        received = b""
+        while part := connection.recv(16384):
+            received += part
+            time.sleep(0.01)  # now behind, now not, while more is made
+        connection.close()
+    found = [""] * 8
+    for line in received.split(b"data: ")[1:-1]:
+        (choice,) = json.loads(line.partition(b"\n\n")[0])["choices"]
+        found[choice["index"]] += choice["text"]
+    assert found == whole
 
 
 def test_without_asking_there_is_no_usage(tiny: Live) -> None:

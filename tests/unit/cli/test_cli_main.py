@@ -91,6 +91,15 @@ def test_errors_are_one_line_on_stderr(
     assert (result.exit_code, result.stderr, result.stdout) == (code, line + "\n", "")
 
 
+def test_ctrl_c_ends_every_command_alike(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rusteeze.cli.version.versions", interrupted)
+    result = run("version")
+    assert (result.exit_code, result.stdout) == (130, "")
+
+
 @pytest.mark.parametrize("arguments", [["-l", "debug", "version"], ["version", "-l", "debug"]])
 def test_debug_level_shows_the_traceback(
     run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]

@@ -137,6 +137,7 @@ def test_info_of_an_artifact(run: Run, artifact: Path) -> None:
     text = run("info", artifact).stdout
     for expected in ("llama", "some-key", "weights.safetensors", "2.0 KiB", "matmul_a"):
         assert expected in text
+    assert "Kernels: 2 in 3 calls" in text
 
 
 def test_info_json_counts_kernels_and_memory(run: Run, artifact: Path) -> None:

@@ -74,6 +74,11 @@ def test_each_flag_shows_its_own(run: Run, graph_file: str, flag: str, sign: str
     assert sum(s in result.stderr for s in signs) == 1
 
 
+def test_explaining_an_unraised_graph_says_so(run: Run, graph_file: str) -> None:
+    assert "not raised yet" in run("opt", graph_file, "-p", "fusing", "--explain").stderr
+    assert "not raised yet" not in run("opt", graph_file, "-p", "raising,fusing", "--explain").stderr
+
+
 @pytest.mark.parametrize(
     ("passes", "complaint"),
     [

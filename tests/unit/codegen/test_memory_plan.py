@@ -118,7 +118,7 @@ def test_a_barrier_lies_between_calls_that_conflict(program):
 def test_what_every_thread_repeats_is_written_to_memory_of_its_own(program):
     calls, offsets = program
     out = next(iter(offsets))
-    repeated, private = repeats(calls, out)
+    repeated, private = repeats(calls, [out])
     assert out not in private
     for call, whole in zip(calls, repeated, strict=True):
         assert call.rowwise or not whole
@@ -129,7 +129,7 @@ def test_what_every_thread_repeats_is_written_to_memory_of_its_own(program):
 @given(programs())
 def test_threads_with_memory_of_their_own_meet_where_they_share_some(program):
     calls, offsets = program
-    _, private = repeats(calls, next(iter(offsets)))
+    _, private = repeats(calls, [next(iter(offsets))])
     meets = barriers(calls, offsets, private)
     assert sum(meets) <= sum(barriers(calls, offsets))
     shared = [replace(c, reads=c.reads - private, writes=c.writes - private) for c in calls]

@@ -29,6 +29,13 @@ DRAWN = SamplingParams(temperature=1.5, seed=7, max_tokens=12, n=4)
 PROMPT = list(range(1, 23))
 
 
+def submit_choices(engine: SyncEngine, params: SamplingParams, name: str = "r") -> list[str]:
+    each = params.choices()
+    ids = [f"{name}-{index}" for index in range(len(each))]
+    engine.submit_together([(PROMPT, own) for own in each], ids)
+    return ids
+
+
 def collect(engine: SyncEngine) -> dict[str, Completion]:
     outputs: dict[str, list[RequestOutput]] = {}
     while engine.has_work:
@@ -45,7 +52,7 @@ def test_choices_are_different_and_repeatable_and_the_first_is_that_of_one() -> 
     engine = SyncEngine(MockExecutor())
     found = []
     for _ in range(2):
-        ids = engine.submit_choices(PROMPT, DRAWN, "r")
+        ids = submit_choices(engine, DRAWN)
         assert ids == ["r-0", "r-1", "r-2", "r-3"]
         done = collect(engine)
         found.append([done[id].token_ids for id in ids])
@@ -58,7 +65,7 @@ def test_choices_are_different_and_repeatable_and_the_first_is_that_of_one() -> 
 def test_choices_share_the_prompt_and_get_what_they_would_get_alone() -> None:
     executor = MockExecutor()
     engine = SyncEngine(executor)
-    ids = engine.submit_choices(PROMPT, DRAWN)
+    ids = submit_choices(engine, DRAWN)
     engine.step()
     engine.step()
     tables = [list(s.block_table[:5]) for s in engine.scheduler.sequences()]
@@ -99,9 +106,9 @@ def test_a_full_queue_refuses_and_takes_again() -> None:
     with pytest.raises(QueueFull, match="too many requests are waiting"):
         engine.submit(PROMPT, GREEDY)
     with pytest.raises(QueueFull):
-        engine.submit_choices(PROMPT, DRAWN)
+        submit_choices(engine, DRAWN)
     assert len(collect(engine)) == 3
-    engine.submit_choices(PROMPT, replace(DRAWN, n=3))
+    submit_choices(engine, replace(DRAWN, n=3))
     assert len(collect(engine)) == 3
 
 
@@ -109,7 +116,7 @@ def test_choices_are_queued_all_or_none() -> None:
     engine = SyncEngine(MockExecutor())
     engine.submit(PROMPT, GREEDY, "r-2")
     with pytest.raises(RequestError, match="'r-2' is in use"):
-        engine.submit_choices(PROMPT, DRAWN, "r")
+        submit_choices(engine, DRAWN)
     assert list(collect(engine)) == ["r-2"]
 
 

@@ -49,7 +49,7 @@ def test_requests_from_many_threads() -> None:
     thread, inbox = started(SyncEngine(MockExecutor()))
     prompts = {f"{i}": [i + 1, i + 2] for i in range(24)}
     workers = [
-        threading.Thread(target=thread.submit, args=(prompt, GREEDY, name))
+        threading.Thread(target=thread.submit, args=([(prompt, GREEDY)], [name]))
         for name, prompt in prompts.items()
     ]
     for worker in workers:
@@ -63,7 +63,7 @@ def test_requests_from_many_threads() -> None:
 
 def test_cancelling_and_unknown_ids() -> None:
     thread, inbox = started(SyncEngine(MockExecutor()))
-    thread.submit([1, 2], SamplingParams(temperature=0, max_tokens=200), "long")
+    thread.submit([([1, 2], SamplingParams(temperature=0, max_tokens=200))], ["long"])
     thread.cancel("nobody")
     thread.cancel("long")
     thread.cancel("long")
@@ -74,7 +74,7 @@ def test_cancelling_and_unknown_ids() -> None:
 def test_a_refusal_reaches_the_caller() -> None:
     thread, _ = started(SyncEngine(MockExecutor()))
     with pytest.raises(RequestError, match="no tokens"):
-        thread.submit([], GREEDY, "empty")
+        thread.submit([([], GREEDY)], ["empty"])
     assert thread.is_alive
     thread.stop()
 
@@ -90,12 +90,12 @@ def test_a_failing_engine_ends_the_thread_loudly(caplog: pytest.LogCaptureFixtur
     engine = SyncEngine(MockExecutor())
     thread, inbox = started(engine)
     engine.scheduler.schedule = None  # type: ignore[method-assign, assignment]
-    thread.submit([1], GREEDY, "a")
+    thread.submit([([1], GREEDY)], ["a"])
     until(lambda: not thread.is_alive)
     assert inbox.failures == 1
     assert "the engine has failed" in caplog.text
     with pytest.raises(EngineStopped):
-        thread.submit([1], GREEDY, "b")
+        thread.submit([([1], GREEDY)], ["b"])
 
 
 def test_nothing_is_taken_once_the_failure_is_told() -> None:
@@ -105,12 +105,12 @@ def test_nothing_is_taken_once_the_failure_is_told() -> None:
     def failed() -> None:
         assert not thread.is_alive
         with pytest.raises(EngineStopped):
-            thread.submit([1], GREEDY, "late")
+            thread.submit([([1], GREEDY)], ["late"])
         refused.append(True)
 
     engine = SyncEngine(MockExecutor())
     thread = EngineThread(engine, lambda outputs: None, failed)
     engine.scheduler.schedule = None  # type: ignore[method-assign, assignment]
     thread.start()
-    thread.submit([1], GREEDY, "a")
+    thread.submit([([1], GREEDY)], ["a"])
     until(lambda: bool(refused))

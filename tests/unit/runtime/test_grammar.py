@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from rusteeze.runtime.config import EngineConfig
 from rusteeze.runtime.engine import SyncEngine
 from rusteeze.runtime.grammar import Grammars
 from rusteeze.runtime.grammar_size import MAX_NESTING, MAX_RULES, check_schema
-from rusteeze.runtime.interface import Completion, Fault, RequestError, SamplingParams
+from rusteeze.runtime.interface import Completion, Fault, QueueFull, RequestError, SamplingParams
 from rusteeze.runtime.params import Grammar
 
 WORDS = tokenizer()
@@ -140,6 +141,35 @@ def test_what_compiles_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     target = Grammars(WORDS.to_json(), WORDS.vocab_size, [END or 0], timeout_s=0.05)
     with pytest.raises(RequestError, match="regex: compiling takes too long"):
         target.start(Grammar("regex", "a"))
+
+
+def test_grammars_that_take_too_long_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While they have all threads others are told at once to come back; then everything is as before."""
+    released = threading.Event()
+    source = grammar_module._source
+
+    def stuck(grammar: Grammar) -> str:
+        if grammar.source.startswith("slow"):
+            released.wait(10)
+        return source(grammar)
+
+    monkeypatch.setattr(grammar_module, "_source", stuck)
+    target = Grammars(WORDS.to_json(), WORDS.vocab_size, [END or 0], timeout_s=0.2)
+    for name in ("slow1", "slow2"):
+        with pytest.raises(RequestError, match="takes too long"):
+            target.start(Grammar("regex", name))
+    start = time.monotonic()
+    with pytest.raises(QueueFull, match="try again later"):
+        target.start(Grammar("regex", "b"))
+    assert time.monotonic() - start < 0.15
+    released.set()
+    for _ in range(100):
+        try:
+            target.start(Grammar("regex", "b"))
+            return
+        except QueueFull:
+            time.sleep(0.02)
+    pytest.fail("the threads were never free again")
 
 
 def chain(length: int) -> str:
