@@ -1,0 +1,121 @@
+"""Quantising on one page: checkpoint → graph → sites → codes, layer by layer → checkpoint.
+
+quantize_model("SmolLM2-135M", Path("smol-gptq"), QuantizeOptions("gptq", group=64), None, report)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rusteeze.source
+from rusteeze.artifact.files import disk_errors, require_free_bytes
+from rusteeze.config import CompileOptions
+from rusteeze.errors import UserError
+from rusteeze.quantize.assemble import Assembly
+from rusteeze.quantize.calibration import read_text, windows
+from rusteeze.quantize.find_sites import GraphSite, Left, find_sites, weight_of
+from rusteeze.quantize.grid import GridSpec
+from rusteeze.quantize.layerwise import Plan, make_plan, quantize_sites
+from rusteeze.quantize.methods import method_of
+from rusteeze.quantize.options import QuantizeOptions
+from rusteeze.quantize.source_model import SourceModel, open_source
+from rusteeze.quantize.work import open_work
+from rusteeze.quantize.write_awq import AwqWriter
+from rusteeze.quantize.write_compressed import CompressedWriter
+from rusteeze.quantize.write_folder import write_folder
+from rusteeze.quantize.write_gptq import GptqWriter
+from rusteeze.quantize.writer import Writer
+from rusteeze.version import compiler_version
+
+Report = Callable[[str, float], None]
+COMMON_GROUPS = (128, 64, 32, 16)
+
+
+def quantize_model(
+    model: str | Path, out: Path, options: QuantizeOptions, calibration: Path | None, report: Report
+) -> dict[str, Any]:
+    """Write the quantised model into the new folder ``out``; facts about it. Work that a killed run has
+    finished is reused. UserError for what a user can mend."""
+    start = time.monotonic()
+    found = rusteeze.source.resolve(model)
+    _require_new(out)
+    needs_text = method_of(options).reads_inputs or options.target_bits is not None
+    text = read_text(calibration) if needs_text else ""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out.parent), open_work(out, _key(found, options, text)) as work:
+        report("tracing", 0.0)
+        source = open_source(found, options.window)
+        plan, left = _plan(source, options)
+        chunks = windows(source.checkpoint, text, options.tokens, options.window) if needs_text else []
+        specs = [GridSpec(b, options.group, options.symmetric, _scale_dtype(source, options))
+                 for b in [options.bits] * len(plan.sites)]  # fmt: skip
+        _require_room(out.parent, plan)
+        quantize_sites(plan, source, method_of(options), specs, chunks, work, report)
+        report("writing", 1.0)
+        output = work.new_output()
+        assembly = Assembly(plan, source, work)
+        facts = write_folder(output, assembly, source, _writer(options), options, _stored(source, left))
+        work.publish(output, out)
+    return {"output": str(out), **facts, "seconds": round(time.monotonic() - start, 1),
+            "left": [f"{p.param}: {p.reason}" for p in left]}  # fmt: skip
+
+
+def _require_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already; choose another folder, or remove it")
+
+
+def _key(source: rusteeze.source.Source, options: QuantizeOptions, text: str) -> str:
+    """What decides the result: model, options, text and the code that computes it."""
+    model = rusteeze.source.key(source, CompileOptions(), compiler_version())
+    facts = [model, options.facts, hashlib.sha256(text.encode()).hexdigest()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _plan(source: SourceModel, options: QuantizeOptions) -> tuple[Plan, list[Left]]:
+    graph = source.traced.graph
+    sites, left = find_sites(graph, lambda param: source.parts(param) is not None)
+    if options.method != "fp8":
+        _check_groups(sites, options.group)
+    return make_plan(graph, sites, source), left
+
+
+def _check_groups(sites: Sequence[GraphSite], group: int) -> None:
+    """UserError, with the groups that would do, where some matrix cannot be cut into groups."""
+    widths = {int(weight_of(node).type.shape[-1]): weight_of(node).name for site in sites for node in site.nodes}
+    for width, name in widths.items():
+        if width % group:
+            fitting = [str(g) for g in COMMON_GROUPS if g < group and not any(w % g for w in widths)]
+            hint = f"use --group {' or '.join(fitting)}" if fitting else "no common group does"
+            raise UserError(f"{name} has {width} columns, no multiple of the group {group}; {hint}")
+
+
+def _scale_dtype(source: SourceModel, options: QuantizeOptions) -> torch.dtype:
+    """compressed-tensors stores scales in the model's own type, the others in f16."""
+    own = options.format == "compressed-tensors" and source.dtype == torch.bfloat16
+    return torch.bfloat16 if own else torch.float16
+
+
+def _require_room(folder: Path, plan: Plan) -> None:
+    """For the finished sites, at a byte a weight; the result is smaller than what is removed by then."""
+    count = sum(math.prod(map(int, weight_of(n).type.shape)) for site in plan.sites for n in site.nodes)
+    require_free_bytes(folder, count)
+
+
+def _writer(options: QuantizeOptions) -> Writer:
+    if options.format == "gptq":
+        return GptqWriter(options)
+    return AwqWriter() if options.format == "awq" else CompressedWriter(options.symmetric)
+
+
+def _stored(source: SourceModel, left: Sequence[Left]) -> set[str]:
+    """Under which names the matrices lie that stay plain."""
+    return {part.name for product in left for part in source.parts(product.param) or ()}
