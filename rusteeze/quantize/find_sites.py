@@ -7,6 +7,7 @@ the graph alone, so no architecture needs to be known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -71,6 +72,11 @@ def weight_of(node: Node) -> Value:
     weight = node.operands[1 if node.op.name == "linear" else 2]
     assert weight is not None
     return weight
+
+
+def num_weights(site: GraphSite) -> int:
+    """How many numbers the matrices of a site have."""
+    return sum(math.prod(int(d) for d in weight_of(node).type.shape) for node in site.nodes)
 
 
 def bias_of(node: Node) -> Value | None:

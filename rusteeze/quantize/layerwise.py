@@ -17,7 +17,7 @@ from rusteeze.errors import UserError
 from rusteeze.ir import Graph, Node, Value
 from rusteeze.quantize.activations import Activations
 from rusteeze.quantize.find_folds import GraphFold, find_fold
-from rusteeze.quantize.find_sites import GraphSite, weight_of
+from rusteeze.quantize.find_sites import GraphSite, num_weights, weight_of
 from rusteeze.quantize.grid import GridSpec
 from rusteeze.quantize.method import Fold, Inputs, Matrix, Method, Site
 from rusteeze.quantize.schedule import scheduled
@@ -162,7 +162,7 @@ class _Progress:
     """Share of the work done, by the numbers of the matrices, and an estimate of the time that is left."""
 
     def __init__(self, sites: Sequence[GraphSite], report: Report) -> None:
-        sizes = [sum(_elements(weight_of(n)) for n in site.nodes) for site in sites]
+        sizes = [num_weights(site) for site in sites]
         if not sizes:
             raise UserError("nothing in this model can be quantised: no product has a matrix stored in rows")
         self.names, self.sizes, self.report = [s.name for s in sites], sizes, report
@@ -178,10 +178,3 @@ class _Progress:
             rate = (time.monotonic() - self.start) / self.timed
             text += f", about {rate * (sum(self.sizes) - self.done):.0f} s left"
         self.report(text, share)
-
-
-def _elements(weight: Value) -> int:
-    count = 1
-    for size in weight.type.shape:
-        count *= int(size)
-    return count

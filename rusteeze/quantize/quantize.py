@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,15 +18,17 @@ import rusteeze.source
 from rusteeze.artifact.files import disk_errors, require_free_bytes
 from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
+from rusteeze.quantize.allocate import allocate
 from rusteeze.quantize.assemble import Assembly
 from rusteeze.quantize.calibration import read_text, windows
-from rusteeze.quantize.find_sites import GraphSite, Left, find_sites, weight_of
+from rusteeze.quantize.find_sites import GraphSite, Left, find_sites, num_weights, weight_of
 from rusteeze.quantize.grid import GridSpec
 from rusteeze.quantize.layerwise import Plan, make_plan, quantize_sites
 from rusteeze.quantize.methods import method_of
-from rusteeze.quantize.options import QuantizeOptions
+from rusteeze.quantize.options import BITS, QuantizeOptions
+from rusteeze.quantize.sensitivity import sensitivities
 from rusteeze.quantize.source_model import SourceModel, open_source
-from rusteeze.quantize.work import open_work
+from rusteeze.quantize.work import Work, open_work
 from rusteeze.quantize.write_awq import AwqWriter
 from rusteeze.quantize.write_compressed import CompressedWriter
 from rusteeze.quantize.write_folder import write_folder
@@ -35,6 +36,7 @@ from rusteeze.quantize.write_gptq import GptqWriter
 from rusteeze.quantize.writer import Writer
 from rusteeze.version import compiler_version
 
+Tensor = torch.Tensor
 Report = Callable[[str, float], None]
 COMMON_GROUPS = (128, 64, 32, 16)
 
@@ -56,7 +58,7 @@ def quantize_model(
         plan, left = _plan(source, options)
         chunks = windows(source.checkpoint, text, options.tokens, options.window) if needs_text else []
         specs = [GridSpec(b, options.group, options.symmetric, _scale_dtype(source, options))
-                 for b in [options.bits] * len(plan.sites)]  # fmt: skip
+                 for b in _widths(plan, source, options, chunks, work, report)]  # fmt: skip
         _require_room(out.parent, plan)
         quantize_sites(plan, source, method_of(options), specs, chunks, work, report)
         report("writing", 1.0)
@@ -98,6 +100,21 @@ def _check_groups(sites: Sequence[GraphSite], group: int) -> None:
             raise UserError(f"{name} has {width} columns, no multiple of the group {group}; {hint}")
 
 
+def _widths(
+    plan: Plan, source: SourceModel, options: QuantizeOptions, chunks: Sequence[Tensor], work: Work, report: Report
+) -> list[int]:  # fmt: skip
+    """Bits for each site: the same for all, or a mixture, which an earlier run may have found."""
+    if options.target_bits is None:
+        return [options.bits] * len(plan.sites)
+    if work.bits is None:
+        spec = GridSpec(options.bits, options.group, options.symmetric, _scale_dtype(source, options))
+        costs = sensitivities(plan.graph, plan.sites, spec, BITS, chunks, source.weight, report)
+        sizes = [num_weights(site) for site in plan.sites]
+        work.choose_bits(allocate(costs.tolist(), sizes, BITS, options.target_bits))
+    assert work.bits is not None
+    return work.bits
+
+
 def _scale_dtype(source: SourceModel, options: QuantizeOptions) -> torch.dtype:
     """compressed-tensors stores scales in the model's own type, the others in f16."""
     own = options.format == "compressed-tensors" and source.dtype == torch.bfloat16
@@ -106,8 +123,7 @@ def _scale_dtype(source: SourceModel, options: QuantizeOptions) -> torch.dtype:
 
 def _require_room(folder: Path, plan: Plan) -> None:
     """For the finished sites, at a byte a weight; the result is smaller than what is removed by then."""
-    count = sum(math.prod(map(int, weight_of(n).type.shape)) for site in plan.sites for n in site.nodes)
-    require_free_bytes(folder, count)
+    require_free_bytes(folder, sum(map(num_weights, plan.sites)))
 
 
 def _writer(options: QuantizeOptions) -> Writer:
