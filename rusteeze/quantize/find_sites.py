@@ -61,8 +61,8 @@ def find_sites(graph: Graph, is_stored: Callable[[str], bool]) -> tuple[list[Gra
                 left.append(Left(weight_of(node).name or node.origin, reason))
     sites: dict[Value, GraphSite] = {}
     for node in graph.nodes:
-        x = node.operands[0]
-        if id(node) in chosen and x is not None and x not in sites:
+        x = node.operands[0] if id(node) in chosen else None
+        if x is not None and x not in sites:
             sites[x] = _site(x, uses[x], chosen, x in outputs)
     return list(sites.values()), left
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from configs import tiny
 from harness import make_config, random_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from rusteeze.frontend.checkpoint import open_checkpoint
+from rusteeze.quantize.calibration import own_text, windows
 from rusteeze.quantize.options import QuantizeOptions
 from rusteeze.quantize.quantize import quantize_model
 
 Tensor = torch.Tensor
 LETTERS = 260
-TEXT = "The lighthouse stood at the end of a long spit of sand, and the sea closed behind it. " * 12
+TEXT = own_text()[:8000]
 
 
 def save_model(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -36,9 +38,15 @@ def save_model(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> P
 def quantized(model: Path, method: str, **options: Any) -> Path:
     """The folder that a method makes of it, beside it."""
     out = model.parent / f"{method}-{len(list(model.parent.iterdir()))}"
-    chosen = QuantizeOptions(**{"method": method, "group": 16, "tokens": 960, "window": 48, **options})
+    chosen = QuantizeOptions(**{"method": method, "group": 16, "tokens": 1920, "window": 48, **options})
     quantize_model(model, out, chosen, model.parent / "text.txt", lambda phase, share: None)
     return out
+
+
+def later_text(folder: Path) -> list[np.ndarray]:
+    """Token ids of sequences that follow the text that was calibrated on."""
+    text = own_text()[len(TEXT) : 2 * len(TEXT)]
+    return [ids.numpy() for ids in windows(open_checkpoint(folder), text, 480, 48)]
 
 
 def numbers(folder: Path) -> dict[str, Tensor]:
