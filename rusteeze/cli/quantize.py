@@ -14,12 +14,12 @@ from rusteeze.cli.output import bytes_text, print_json
 from rusteeze.cli.progress import progress
 
 BITS, METHODS = ("2", "3", "4", "8"), ("rtn", "gptq", "awq", "fp8")
-FORMATS = ("gptq", "awq", "compressed-tensors", "gguf")
+FORMATS = ("gptq", "awq", "compressed-tensors")
 
 
 @click.command(cls=Command)
 @click.argument("model")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write (gguf: file).")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--method", type=click.Choice(METHODS), default="gptq", show_default=True, help="How to round.")
 @click.option("--bits", type=click.Choice(BITS), default="4", show_default=True, help="Bits of a weight.")
 @click.option(

@@ -7,9 +7,6 @@ from dataclasses import asdict, dataclass
 from rusteeze.errors import UserError
 
 BITS = (2, 3, 4, 8)
-METHODS = ("rtn", "gptq", "awq", "fp8")
-FORMATS = ("gptq", "awq", "compressed-tensors", "gguf")
-BLOCK = 32  # columns of a GGUF block
 
 
 @dataclass(frozen=True)
@@ -52,10 +49,6 @@ class QuantizeOptions:
             raise UserError(f"{self.format} holds no float8; use --format compressed-tensors")
         if self.format == "awq" and (self.bits != 4 or self.symmetric):
             raise UserError("awq holds asymmetric weights of 4 bits; use --format gptq or compressed-tensors")
-        if self.format == "gguf" and (self.group != BLOCK or self.bits not in (4, 8)):
-            raise UserError("gguf holds blocks of 32 columns with 4 or 8 bits; use --group 32 and --bits 4 or 8")
-        if self.format == "gguf" and not self.symmetric:
-            raise UserError("gguf's blocks have no exact zero points; add --sym")
         if self.act_order and self.method != "gptq":
             raise UserError(f"--act-order is a matter of gptq; {self.method} does not know it")
 

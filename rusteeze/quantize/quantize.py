@@ -57,6 +57,9 @@ def quantize_model(
         source = open_source(found, options.window)
         plan, left = _plan(source, options)
         chunks = windows(source.checkpoint, text, options.tokens, options.window) if needs_text else []
+        writer = _writer(options)
+        for bits in {options.bits} if options.target_bits is None else BITS:
+            _check_layout(plan, source, writer, bits)
         specs = [GridSpec(b, options.group, options.symmetric, _scale_dtype(source, options))
                  for b in _widths(plan, source, options, chunks, work, report)]  # fmt: skip
         _require_room(out.parent, plan)
@@ -64,7 +67,7 @@ def quantize_model(
         report("writing", 1.0)
         output = work.new_output()
         assembly = Assembly(plan, source, work)
-        facts = write_folder(output, assembly, source, _writer(options), options, _stored(source, left))
+        facts = write_folder(output, assembly, source, writer, options, _stored(source, left))
         work.publish(output, out)
     return {"output": str(out), **facts, "seconds": round(time.monotonic() - start, 1),
             "left": [f"{p.param}: {p.reason}" for p in left]}  # fmt: skip
@@ -76,7 +79,7 @@ def _require_new(out: Path) -> None:
 
 
 def _key(source: rusteeze.source.Source, options: QuantizeOptions, text: str) -> str:
-    """What decides the result: model, options, text and the code that computes it."""
+    """What decides the result: model, options, text and the version of the compiler."""
     model = rusteeze.source.key(source, CompileOptions(), compiler_version())
     facts = [model, options.facts, hashlib.sha256(text.encode()).hexdigest()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -113,6 +116,13 @@ def _widths(
         work.choose_bits(allocate(costs.tolist(), sizes, BITS, options.target_bits))
     assert work.bits is not None
     return work.bits
+
+
+def _check_layout(plan: Plan, source: SourceModel, writer: Writer, bits: int) -> None:
+    """UserError for a matrix that the format could not hold with so many bits, before any long work."""
+    for weight in (weight_of(node) for site in plan.sites for node in site.nodes):
+        for part in source.parts(weight.name) or ():
+            writer.check(part.name, part.rows.stop - part.rows.start, int(weight.type.shape[-1]), bits)
 
 
 def _scale_dtype(source: SourceModel, options: QuantizeOptions) -> torch.dtype:

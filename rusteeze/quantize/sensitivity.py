@@ -22,7 +22,7 @@ from rusteeze.quantize.torch_ops import evaluate
 
 Tensor = torch.Tensor
 Report = Callable[[str, float], None]
-MOST_WINDOWS = 8
+MOST_WINDOWS = 4
 
 
 def sensitivities(

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rusteeze.errors import UserError
 from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
+from rusteeze.frontend.conversion import meta_model
 from rusteeze.frontend.folder_model import CONFIG, FolderCheckpoint, read_quantisation
 from rusteeze.frontend.gguf_model import GGUFCheckpoint
 from rusteeze.frontend.stored_parts import StoredPart
@@ -90,7 +90,7 @@ class SourceModel:
             table: dict[str, Any] = json.loads((self.checkpoint.folder / CONFIG).read_text(encoding="utf-8"))
             return table
         config = self.checkpoint.config
-        architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
+        architecture = type(meta_model(config)).__name__
         return {**config.to_dict(), "architectures": [architecture], "dtype": "float16"}
 
     def save_companions(self, dest: Path) -> None:

@@ -21,10 +21,12 @@ PER_WORD = 8
 class AwqWriter:
     """See rusteeze.quantize.writer.Writer."""
 
+    def check(self, module: str, rows: int, columns: int, bits: int) -> None:
+        if rows % PER_WORD:
+            raise UserError(f"{module} has {rows} rows: awq packs multiples of {PER_WORD}; use another --format")
+
     def tensors(self, module: str, codes: Quantised) -> dict[str, Tensor]:
         assert isinstance(codes, Uniform)
-        if len(codes.codes) % PER_WORD:
-            raise UserError(f"{module} has {len(codes.codes)} rows: awq packs multiples of 8; use another --format")
         return {
             f"{module}.qweight": _shuffled(codes.codes.T),
             f"{module}.qzeros": _shuffled(codes.zero.T),

@@ -27,13 +27,15 @@ class GptqWriter:
 
     options: QuantizeOptions
 
+    def check(self, module: str, rows: int, columns: int, bits: int) -> None:
+        if rows * bits % 32 or columns * bits % 32:
+            raise UserError(
+                f"{module} is {rows} x {columns}: gptq packs {bits} bits in whole words; use --format compressed-tensors"
+            )
+
     def tensors(self, module: str, codes: Quantised) -> dict[str, Tensor]:
         assert isinstance(codes, Uniform)
-        n, k = codes.codes.shape
-        if n * codes.bits % 32 or k * codes.bits % 32:
-            raise UserError(
-                f"{module} is {n} x {k}: gptq packs {codes.bits} bits in whole words; use --format compressed-tensors"
-            )
+        k = codes.codes.shape[1]
         zero = codes.zero - 1 if self.options.symmetric else codes.zero
         return {
             f"{module}.qweight": pack_fields(codes.codes, codes.bits).T.contiguous(),

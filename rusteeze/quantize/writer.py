@@ -40,6 +40,9 @@ class Facts:
 
 
 class Writer(Protocol):
+    def check(self, module: str, rows: int, columns: int, bits: int) -> None:
+        """UserError for a matrix that the format cannot hold."""
+
     def tensors(self, module: str, codes: Quantised) -> dict[str, Tensor]:
         """The tensors of a module, by their full names."""
 

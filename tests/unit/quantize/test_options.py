@@ -21,8 +21,6 @@ from rusteeze.quantize.options import QuantizeOptions
         ({"target_bits": 3.0, "format": "awq"}, "gptq and compressed-tensors hold them"),
         ({"method": "fp8", "format": "gptq"}, "gptq holds no float8"),
         ({"format": "awq", "bits": 3}, "awq holds asymmetric weights of 4 bits"),
-        ({"format": "gguf", "group": 64}, "blocks of 32 columns"),
-        ({"format": "gguf", "group": 32}, "add --sym"),
         ({"act_order": True}, "--act-order is a matter of gptq"),
     ],
 )

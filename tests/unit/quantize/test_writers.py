@@ -111,11 +111,12 @@ def test_fields_lie_where_their_bits_say(bits: int) -> None:
 
 
 def test_what_a_layout_cannot_hold_is_refused() -> None:
-    options = QuantizeOptions("rtn", "gptq", 3, 32)
+    gptq = GptqWriter(QuantizeOptions("rtn", "gptq", 3, 32))
+    gptq.check("m", 64, 96, 3)
     with pytest.raises(UserError, match="m is 40 x 96: gptq packs 3 bits in whole words"):
-        GptqWriter(options).tensors("m", drawn(3, False, (40, 96)))
-    with pytest.raises(UserError, match="m has 36 rows"):
-        AwqWriter().tensors("m", drawn(4, False, (36, 96)))
+        gptq.check("m", 40, 96, 3)
+    with pytest.raises(UserError, match="m has 36 rows: awq packs multiples of 8"):
+        AwqWriter().check("m", 36, 96, 4)
 
 
 def test_other_widths_and_plain_modules_are_named() -> None:
