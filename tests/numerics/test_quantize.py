@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 from configs import SUPPORTED, tiny
-from harness import draw_sequences, make_config, random_model, reference_logits, relative_error, weights_of
+from harness import (
+    draw_sequences,
+    make_config,
+    random_model,
+    reference_logits,
+    relative_error,
+    weights_of,
+)
 from made_models import later_text, model_of, numbers, quantized, save_model
 from transformers import AutoModelForCausalLM
 
