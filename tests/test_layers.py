@@ -55,7 +55,7 @@ ROOMS: dict[str, set[str]] = LEAVES | {
 DOORS: dict[str, tuple[str, ...]] = {
     "torch": ("frontend/", "quantize/"),
     "transformers": ("frontend/",),
-    "gguf": ("frontend/",),
+    "gguf": ("frontend/", "quantize/write_gguf.py"),
     "tvm": ("codegen/cpu/",),
     "triton": ("codegen/gpu/",),
     "tvm_ffi": ("codegen/cpu/", "runtime/launch.py"),

@@ -14,7 +14,7 @@ from rusteeze.cli.output import bytes_text, print_json
 from rusteeze.cli.progress import progress
 
 BITS, METHODS = ("2", "3", "4", "8"), ("rtn", "gptq", "awq", "fp8")
-FORMATS = ("gptq", "awq", "compressed-tensors")
+FORMATS = ("gptq", "awq", "compressed-tensors", "gguf")
 
 
 @click.command(cls=Command)

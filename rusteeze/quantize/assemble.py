@@ -81,9 +81,10 @@ class Assembly:
     def __iter__(self) -> Iterator[Stored]:
         """All tensors in the order of the original."""
         for name in self.source.names:
-            yield Stored(name, self._codes(name) if name in self.home else self._plain(name))
+            yield Stored(name, self.codes(name) if name in self.home else self._plain(name))
 
-    def _codes(self, name: str) -> Quantised:
+    def codes(self, name: str) -> Quantised:
+        """What is stored under a name that is among ``quantised``."""
         site, (matrix, rows) = self.home[name]
         codes = self._record(site).codes[matrix].rows(rows)
         param = self.param_of.get(name)

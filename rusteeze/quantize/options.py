@@ -49,6 +49,10 @@ class QuantizeOptions:
             raise UserError(f"{self.format} holds no float8; use --format compressed-tensors")
         if self.format == "awq" and (self.bits != 4 or self.symmetric):
             raise UserError("awq holds asymmetric weights of 4 bits; use --format gptq or compressed-tensors")
+        if self.format == "gguf" and (self.group != 32 or self.bits not in (4, 8) or not self.symmetric):
+            raise UserError("gguf holds blocks Q4_0 and Q8_0; use --sym --group 32 and --bits 4 or 8")
+        if self.format == "gguf" and self.method == "awq":
+            raise UserError("awq changes norms, which are copied into a GGUF file; use --method gptq or rtn")
         if self.act_order and self.method != "gptq":
             raise UserError(f"--act-order is a matter of gptq; {self.method} does not know it")
 

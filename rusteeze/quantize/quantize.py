@@ -32,6 +32,7 @@ from rusteeze.quantize.work import Work, open_work
 from rusteeze.quantize.write_awq import AwqWriter
 from rusteeze.quantize.write_compressed import CompressedWriter
 from rusteeze.quantize.write_folder import write_folder
+from rusteeze.quantize.write_gguf import gguf_source, write_gguf
 from rusteeze.quantize.write_gptq import GptqWriter
 from rusteeze.quantize.writer import Writer
 from rusteeze.version import compiler_version
@@ -57,9 +58,7 @@ def quantize_model(
         source = open_source(found, options.window)
         plan, left = _plan(source, options)
         chunks = windows(source.checkpoint, text, options.tokens, options.window) if needs_text else []
-        writer = _writer(options)
-        for bits in {options.bits} if options.target_bits is None else BITS:
-            _check_layout(plan, source, writer, bits)
+        _check_layout(plan, source, options)
         specs = [GridSpec(b, options.group, options.symmetric, _scale_dtype(source, options))
                  for b in _widths(plan, source, options, chunks, work, report)]  # fmt: skip
         _require_room(out.parent, plan)
@@ -67,7 +66,10 @@ def quantize_model(
         report("writing", 1.0)
         output = work.new_output()
         assembly = Assembly(plan, source, work)
-        facts = write_folder(output, assembly, source, writer, options, _stored(source, left))
+        if options.format == "gguf":
+            facts = write_gguf(output, assembly, gguf_source(source.checkpoint), options.bits)
+        else:
+            facts = write_folder(output, assembly, source, _writer(options), options, _stored(source, left))
         work.publish(output, out)
     return {"output": str(out), **facts, "seconds": round(time.monotonic() - start, 1),
             "left": [f"{p.param}: {p.reason}" for p in left]}  # fmt: skip
@@ -118,11 +120,16 @@ def _widths(
     return work.bits
 
 
-def _check_layout(plan: Plan, source: SourceModel, writer: Writer, bits: int) -> None:
-    """UserError for a matrix that the format could not hold with so many bits, before any long work."""
+def _check_layout(plan: Plan, source: SourceModel, options: QuantizeOptions) -> None:
+    """UserError for what the format could not hold, before any long work."""
+    if options.format == "gguf":
+        gguf_source(source.checkpoint)
+        return
+    writer = _writer(options)
     for weight in (weight_of(node) for site in plan.sites for node in site.nodes):
         for part in source.parts(weight.name) or ():
-            writer.check(part.name, part.rows.stop - part.rows.start, int(weight.type.shape[-1]), bits)
+            for bits in (options.bits,) if options.target_bits is None else BITS:
+                writer.check(part.name, part.rows.stop - part.rows.start, int(weight.type.shape[-1]), bits)
 
 
 def _scale_dtype(source: SourceModel, options: QuantizeOptions) -> torch.dtype:

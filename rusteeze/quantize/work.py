@@ -98,7 +98,12 @@ def open_work(destination: Path, key: str) -> Iterator[Work]:
             for path in folder.glob("site-*.safetensors"):
                 path.unlink()
             state = {"hashes": {}, "bits": None}
-        yield Work(folder, key, state["hashes"], state["bits"])
+        work = Work(folder, key, state["hashes"], state["bits"])
+        try:
+            yield work
+        finally:
+            if not work.hashes and work.bits is None:
+                shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(descriptor)
 

@@ -50,7 +50,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_a_group_that_does_not_divide(folder: Path, made: Path) -> None:
     message = refused("quantize", folder, "-o", made, "--method", "rtn", "--group", "32")
     assert "down_proj.weight has 48 columns, no multiple of the group 32; use --group 16" in message
-    assert not made.exists()
+    assert not list(made.parent.iterdir())
 
 
 def test_a_matrix_that_a_layout_cannot_hold(folder: Path, made: Path, text: Path) -> None:

@@ -21,6 +21,9 @@ from rusteeze.quantize.options import QuantizeOptions
         ({"target_bits": 3.0, "format": "awq"}, "gptq and compressed-tensors hold them"),
         ({"method": "fp8", "format": "gptq"}, "gptq holds no float8"),
         ({"format": "awq", "bits": 3}, "awq holds asymmetric weights of 4 bits"),
+        ({"format": "gguf", "group": 64, "symmetric": True}, "use --sym --group 32"),
+        ({"format": "gguf", "group": 32}, "use --sym --group 32"),
+        ({"format": "gguf", "group": 32, "symmetric": True, "method": "awq"}, "awq changes norms"),
         ({"act_order": True}, "--act-order is a matter of gptq"),
     ],
 )
