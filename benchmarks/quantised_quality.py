@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import distributions
@@ -55,7 +56,8 @@ def measure(paths: list[Path], tokens: int) -> Iterator[dict[str, Any]]:
     texts = windows(original, tokens)
     models = [model_of(path) for path in paths]
     sums = [[0.0, 0.0, 0] for _ in models]
-    for ids in texts:
+    for number, ids in enumerate(texts):
+        print(f"window {number + 1} of {len(texts)}", end="\r", file=sys.stderr, flush=True)
         target = ids[1:, None]
         truth: torch.Tensor | None = None
         for model, total in zip(models, sums, strict=True):

@@ -139,8 +139,8 @@ def _scale_dtype(source: SourceModel, options: QuantizeOptions) -> torch.dtype:
 
 
 def _require_room(folder: Path, plan: Plan) -> None:
-    """For the finished sites, at a byte a weight; the result is smaller than what is removed by then."""
-    require_free_bytes(folder, sum(map(num_weights, plan.sites)))
+    """For the finished sites, at a byte a weight, and for as much of a result beside them."""
+    require_free_bytes(folder, 2 * sum(map(num_weights, plan.sites)))
 
 
 def _writer(options: QuantizeOptions) -> Writer:

@@ -1,18 +1,30 @@
-"""Tensors, one after the other, into safetensors files of bounded size with an index."""
+"""Tensors into safetensors files: one file, or several of bounded size with an index."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 Tensor = torch.Tensor
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 1 << 30
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write one file. OSError where the file system objects, which the package wraps."""
+    try:
+        save_file(tensors, path, {"format": "pt"})
+    except SafetensorError as e:
+        if (code := re.search(r"os error (\d+)", str(e))) is None:
+            raise
+        raise OSError(int(code[1]), str(e)) from e
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], limit: int = SHARD_BYTES) -> int:
@@ -23,7 +35,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], limit: int
 
     def flush() -> None:
         nonlocal held, held_bytes
-        save_file(held, folder / _draft(len(drafts)), {"format": "pt"})
+        save_tensors(held, folder / _draft(len(drafts)))
         drafts.append(list(held))
         held, held_bytes = {}, 0
 

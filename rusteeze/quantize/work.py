@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from rusteeze.artifact.files import sha256_file, sync, write_atomic
 from rusteeze.errors import UserError
 from rusteeze.quantize.results import Quantised, from_tensors
+from rusteeze.quantize.shards import save_tensors
 
 Tensor = torch.Tensor
 STATE = "state.json"
@@ -55,7 +56,7 @@ class Work:
 
     def save(self, site: int, record: SiteRecord) -> None:
         path = self._path(site)
-        save_file(_encode(record), path)
+        save_tensors(_encode(record), path)
         sync(path)
         self.hashes[path.name] = sha256_file(path)
         self._write()

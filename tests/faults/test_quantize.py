@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
+import resource
+import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from outcomes import refused, rusteeze
+from outcomes import check_refusal, python_rusteeze, refused, rusteeze
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rusteeze.quantize.gptq import Gptq
@@ -95,9 +98,20 @@ def test_an_artifact(artifact: Path, made: Path, text: Path) -> None:
     assert "is an artifact; quantise the model" in refused(*arguments(artifact, made, text))
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("most", [1 << 10, 20 << 10])  # the first site does not fit; the result does not
+def test_a_disk_that_takes_no_more(method: str, most: int, folder: Path, made: Path, text: Path) -> None:
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most))
+    command = python_rusteeze(*arguments(folder, made, text, "--method", method))
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert "larger than the file system" in check_refusal(done.returncode, done.stderr)
+    assert not made.exists()
+    assert rusteeze(*arguments(folder, made, text, "--method", method)).exit_code == 0
+
+
 def test_a_full_disk(folder: Path, made: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("rusteeze.quantize.shards.save_file", full)
     assert "disk full" in refused(*arguments(folder, made, text))
