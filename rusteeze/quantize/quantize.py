@@ -47,7 +47,7 @@ def quantize_model(
 ) -> dict[str, Any]:
     """Write the quantised model into the new folder ``out``; facts about it. Work that a killed run has
     finished is reused. UserError for what a user can mend."""
-    start = time.monotonic()
+    start, out = time.monotonic(), out.absolute()
     found = rusteeze.source.resolve(model)
     _require_new(out)
     needs_text = method_of(options).reads_inputs or options.target_bits is not None
@@ -57,22 +57,34 @@ def quantize_model(
         report("tracing", 0.0)
         source = open_source(found, options.window)
         plan, left = _plan(source, options)
-        chunks = windows(source.checkpoint, text, options.tokens, options.window) if needs_text else []
-        _check_layout(plan, source, options)
-        specs = [GridSpec(b, options.group, options.symmetric, _scale_dtype(source, options))
-                 for b in _widths(plan, source, options, chunks, work, report)]  # fmt: skip
-        _require_room(out.parent, plan)
-        quantize_sites(plan, source, method_of(options), specs, chunks, work, report)
+        _quantize(plan, source, options, text, work, report)
         report("writing", 1.0)
         output = work.new_output()
-        assembly = Assembly(plan, source, work)
-        if options.format == "gguf":
-            facts = write_gguf(output, assembly, gguf_source(source.checkpoint), options.bits)
-        else:
-            facts = write_folder(output, assembly, source, _writer(options), options, _stored(source, left))
+        facts = _write(output, Assembly(plan, source, work), source, options, left)
         work.publish(output, out)
-    return {"output": str(out), **facts, "seconds": round(time.monotonic() - start, 1),
-            "left": [f"{p.param}: {p.reason}" for p in left]}  # fmt: skip
+    reasons = [f"{product.param}: {product.reason}" for product in left]
+    return {"output": str(out), **facts, "seconds": round(time.monotonic() - start, 1), "left": reasons}
+
+
+def _quantize(
+    plan: Plan, source: SourceModel, options: QuantizeOptions, text: str, work: Work, report: Report
+) -> None:  # fmt: skip
+    """Leave the codes of every site in ``work``."""
+    chunks = windows(source.checkpoint, text, options.tokens, options.window) if text else []
+    _require_room(work.folder, plan)
+    scales = _scale_dtype(source, options)
+    widths = _widths(plan, source, options, chunks, work, report)
+    specs = [GridSpec(bits, options.group, options.symmetric, scales) for bits in widths]
+    quantize_sites(plan, source, method_of(options), specs, chunks, work, report)
+
+
+def _write(
+    output: Path, assembly: Assembly, source: SourceModel, options: QuantizeOptions, left: Sequence[Left]
+) -> dict[str, Any]:  # fmt: skip
+    """Fill an empty folder with the new checkpoint; facts about it."""
+    if options.format == "gguf":
+        return write_gguf(output, assembly, gguf_source(source.checkpoint), options.bits)
+    return write_folder(output, assembly, source, _writer(options), options, _stored(source, left))
 
 
 def _require_new(out: Path) -> None:
@@ -88,11 +100,14 @@ def _key(source: rusteeze.source.Source, options: QuantizeOptions, text: str) ->
 
 
 def _plan(source: SourceModel, options: QuantizeOptions) -> tuple[Plan, list[Left]]:
+    """The sites of the model, and the products that stay. UserError where groups or format do not fit them."""
     graph = source.traced.graph
     sites, left = find_sites(graph, lambda param: source.parts(param) is not None)
     if options.method != "fp8":
         _check_groups(sites, options.group)
-    return make_plan(graph, sites, source), left
+    plan = make_plan(graph, sites, source)
+    _check_layout(plan, source, options)
+    return plan, left
 
 
 def _check_groups(sites: Sequence[GraphSite], group: int) -> None:
