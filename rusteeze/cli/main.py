@@ -17,6 +17,7 @@ from rusteeze.cli.command import INTERRUPTED, common_options, wants_traceback
 # Subcommand to its line of help; the module has the same name and holds the click command `command`.
 SUBCOMMANDS = {
     "compile": "Compile a model into an artifact.",
+    "quantize": "Make a model with quantised weights.",
     "generate": "Answer one prompt.",
     "chat": "Talk with a model, turn by turn.",
     "serve": "Serve a model over HTTP, as the OpenAI API.",

@@ -19,6 +19,7 @@ from rusteeze.frontend.conversion import ConversionPlan, meta_model, plan_conver
 from rusteeze.frontend.quantised import method_of, read_weights
 from rusteeze.frontend.quantised_config import QuantConfig, quantisation_of
 from rusteeze.frontend.safetensors_file import open_safetensors_model, parse_json_object
+from rusteeze.frontend.stored_parts import StoredPart, stored_parts
 from rusteeze.frontend.tokenizer_files import save_folder_tokenizer
 from rusteeze.weights import Dense, Weight
 
@@ -68,6 +69,11 @@ class FolderCheckpoint:
         weight = self._load(self._plan, param)
         self._match(param, weight.shape)
         return weight
+
+    def parts(self, param: str) -> tuple[StoredPart, ...] | None:
+        """The stored matrices whose rows make up a parameter; None if it is made otherwise."""
+        self._require(param)
+        return stored_parts(self._plan.conversion(param), {n: w.shape for n, w in self.weights.items()})
 
     def _load(self, plan: ConversionPlan, param: str) -> Weight:
         format = plan.format_of(param, self._stored_format)

@@ -50,7 +50,7 @@ class GGUFCheckpoint:
         return tuple(self._recipes)
 
     def format_of(self, param: str) -> str:
-        recipe = self._recipe(param)
+        recipe = self.recipe(param)
         layouts = {format_of_type(self.file.tensors[t].type) for t in recipe.tensors}
         if len(layouts) > 1:
             return "f32"
@@ -59,7 +59,7 @@ class GGUFCheckpoint:
         return recipe.change.format(str(layout), dense) if recipe.change else str(layout)
 
     def load(self, param: str) -> Weight:
-        recipe = self._recipe(param)
+        recipe = self.recipe(param)
         parts = [decode(self.file.blocks(t), self.file.tensors[t].type) for t in recipe.tensors]
         weight = _joined(parts)
         if recipe.change:
@@ -71,7 +71,8 @@ class GGUFCheckpoint:
     def save_tokenizer(self, dest: Path) -> None:
         save_gguf_tokenizer(self.file, dest)
 
-    def _recipe(self, param: str) -> Recipe:
+    def recipe(self, param: str) -> Recipe:
+        """How a parameter is made of the file's tensors. CheckpointError if there is none of that name."""
         if param not in self._recipes:
             raise CheckpointError(f"{self.file.path} has no parameter {param!r}")
         return self._recipes[param]

@@ -44,11 +44,32 @@ _END_NAMES = {
 _CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's types of tokens that ordinary text cannot spell
 
 
-def save_gguf_tokenizer(file: GGUFFile, dest: Path) -> None:
-    """Write the files for a GGUF model into ``dest``. CheckpointError when it has no usable tokenizer."""
+def save_gguf_tokenizer_for_others(file: GGUFFile, dest: Path) -> None:
+    """Write a GGUF model's tokenizer, chat template and end tokens as transformers reads them. CheckpointError
+    when it has no usable tokenizer."""
+    tokens = _gguf_tokens(file)
+    tokenizer = _convert_gguf(file.path)
+    template = file.metadata.get("tokenizer.chat_template")
+    if isinstance(template, str):
+        tokenizer.chat_template = template
+    tokenizer.save_pretrained(dest)
+    generation = {"eos_token_id": _gguf_ends(file, tokens)}
+    for name in ("bos_token", "pad_token"):
+        if _is_id(value := file.metadata.get(f"tokenizer.ggml.{_GGUF_IDS[name]}"), tokens):
+            generation[f"{name}_id"] = value
+    (dest / GENERATION).write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+
+
+def _gguf_tokens(file: GGUFFile) -> list[str]:
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise CheckpointError(f"{file.path} holds no tokenizer; convert the model again with its vocabulary")
+    return tokens
+
+
+def save_gguf_tokenizer(file: GGUFFile, dest: Path) -> None:
+    """Write the files for a GGUF model into ``dest``. CheckpointError when it has no usable tokenizer."""
+    tokens = _gguf_tokens(file)
     _convert_gguf(file.path).backend_tokenizer.save(str(dest / TOKENIZER))
     template = file.metadata.get("tokenizer.chat_template")
     if isinstance(template, str):

@@ -1,0 +1,92 @@
+"""GPTQ (Frantar et al. 2022): columns are rounded one after the other, and those that are left make up for it.
+
+With act-order the columns that matter most come first. Lines belong to runs of columns all the same
+("static groups"), so that the result needs no index of groups and keeps its codes in every engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from rusteeze.quantize.grid import GridSpec, group_moments, search_ranges
+from rusteeze.quantize.method import Matrix, Site, SiteResult, stacked, unstacked
+from rusteeze.quantize.results import Quantised, Uniform
+from rusteeze.quantize.rtn import round_to_nearest
+
+Tensor = torch.Tensor
+DAMPING = 0.01  # of the mean diagonal, as the reference does
+BLOCK = 128  # columns after which what is left is corrected at once
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """See rusteeze.quantize.method.Method."""
+
+    act_order: bool = False
+    reads_inputs: ClassVar[bool] = True
+    follows_rounded: ClassVar[bool] = True
+
+    def quantize(self, site: Site, spec: GridSpec) -> SiteResult:
+        codes: dict[str, Quantised] = {}
+        notes: list[str] = []
+        for matrices in site.by_inputs():
+            if matrices[0].inputs.are_enough:
+                codes |= unstacked(matrices, self._solve(matrices, spec))
+            else:
+                codes |= {m.name: round_to_nearest(m.weight, spec) for m in matrices}
+                notes += [f"{m.name} sees {m.inputs.tokens} tokens: rounded to nearest" for m in matrices]
+        return SiteResult(codes, notes=notes)
+
+    def _solve(self, matrices: list[Matrix], spec: GridSpec) -> Uniform:
+        hessian = matrices[0].inputs.hessian.clone()
+        return solve(stacked(matrices), hessian, spec, act_order=self.act_order)
+
+
+def solve(weight: Tensor, hessian: Tensor, spec: GridSpec, *, act_order: bool) -> Uniform:
+    """Codes for W f32 [N, K] whose inputs have the second moments ``hessian`` f32 [K, K], which is overwritten."""
+    diagonal = hessian.diagonal()
+    diagonal[diagonal == 0] = diagonal.mean().clamp(min=1e-30)  # no input there: any code will do
+    groups = spec.grouped(weight)
+    scale, zero = search_ranges(spec, groups, group_moments(hessian, spec.group))
+    order = diagonal.argsort(descending=True) if act_order else torch.arange(len(hessian))
+    inverse = _inverse_factor(hessian[order][:, order])
+    group_of = order // spec.group
+    codes = torch.empty_like(weight)
+    codes[:, order] = _round_in_order(weight[:, order], inverse, scale[..., 0], zero[..., 0], group_of, spec)
+    return spec.pack(codes, scale, zero)
+
+
+def _inverse_factor(hessian: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse, with as much damping as that takes."""
+    damping = DAMPING * float(hessian.diagonal().mean())
+    while True:
+        hessian.diagonal().add_(damping)
+        lower, failed = torch.linalg.cholesky_ex(hessian)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                return upper
+        damping *= 10
+
+
+def _round_in_order(
+    weight: Tensor, inverse: Tensor, scale: Tensor, zero: Tensor, group_of: Tensor, spec: GridSpec
+) -> Tensor:  # fmt: skip
+    """Codes f32 [N, K] of columns in the order in which they come. The columns lie in rows here."""
+    left = weight.T.contiguous()
+    scales, zeros = scale.T[group_of], zero.T[group_of]
+    codes = torch.empty_like(left)
+    for start in range(0, len(left), BLOCK):
+        stop = min(start + BLOCK, len(left))
+        factor = inverse[start:stop, start:stop]
+        block, errors = left[start:stop], torch.empty_like(left[start:stop])
+        for i in range(stop - start):
+            at = start + i
+            codes[at] = spec.codes(block[i], scales[at], zeros[at])
+            errors[i] = (block[i] - scales[at] * (codes[at] - zeros[at])) / factor[i, i]
+            block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+        left[stop:].addmm_(inverse[start:stop, stop:].T, errors, alpha=-1)
+    return codes.T

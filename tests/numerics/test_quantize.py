@@ -1,0 +1,136 @@
+"""Quantised checkpoints of every family: what the text went through, what was written, and who reads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from configs import SUPPORTED, tiny
+from harness import (
+    draw_sequences,
+    make_config,
+    random_model,
+    reference_logits,
+    relative_error,
+    weights_of,
+)
+from made_models import later_text, model_of, numbers, quantized, save_model
+from transformers import AutoModelForCausalLM
+
+from rusteeze.frontend.trace import trace
+from rusteeze.ir import KVState, interpret
+from rusteeze.passes.pipeline import raising, run_passes
+from rusteeze.quantize.activations import Activations
+from rusteeze.quantize.find_sites import find_sites
+from rusteeze.quantize.grid import GridSpec
+from rusteeze.quantize.rtn import round_to_nearest
+
+WINDOW = 21
+QUICK = ("llama3.1", "qwen2-moe", "gemma2")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def each(names: object, quick: tuple[str, ...] = QUICK) -> list[object]:
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", each(SUPPORTED))
+def test_torch_computes_what_the_interpreter_says(name: str) -> None:
+    """The logits of a whole sequence; every op in the traces of all families passes by."""
+    config = make_config(tiny(name))
+    model, traced = random_model(config), trace(config, 60)
+    run_passes(traced.graph, raising(traced.constants))
+    weights = weights_of(model, traced)
+    ids = draw_sequences()[0][:WINDOW]
+    order = np.arange(WINDOW, dtype=np.int32)
+    inputs = {"input_ids": ids, "positions": order, "rows": order}
+    (wanted,) = interpret(traced.graph, inputs, weights, KVState([(0, WINDOW)]))
+    activations = Activations(traced.graph, traced.graph.nodes, [torch.from_numpy(ids)])
+    activations.last_use[traced.graph.outputs[0]] = len(traced.graph.nodes)
+    activations.advance(len(traced.graph.nodes), lambda n: torch.from_numpy(np.array(weights[n])))
+    (found,) = activations.rows(traced.graph.outputs[0])
+    assert relative_error([found.numpy()], [wanted]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", each(SUPPORTED))
+def test_what_is_written_is_what_was_rounded(name: str, tmp_path: Path) -> None:
+    """Error 0, whatever the matrices are called and however experts are stored; the rest is as it was."""
+    model = save_model(name, tmp_path)
+    if name in ("gpt2", "gpt-oss"):
+        pytest.skip("stores its matrices transposed, or stacked")
+    before, after = numbers(model), numbers(quantized(model, "rtn"))
+    traced = trace(make_config(tiny(name)), WINDOW)
+    sites, _ = find_sites(traced.graph, lambda param: True)
+    params = {param for site in sites for param in site.params}
+    assert params
+    for param, weight in before.items():
+        wanted = weight
+        if param in params:
+            rows = weight.reshape(-1, weight.shape[-1])
+            wanted = round_to_nearest(rows, GridSpec(4, 16, False, torch.float16)).to_f32().reshape(weight.shape)
+            assert not torch.equal(wanted, weight)
+        assert torch.equal(after[param], wanted), param
+
+
+FOLDED = ("llama3.1", "smollm2", "qwen1.5", "gemma2", "qwen2-moe", "opt", "starcoder2", "falcon-7b", "phi2", "olmo2")
+
+
+@pytest.mark.parametrize("name", each(FOLDED, ("llama3.1",)))
+def test_folding_factors_into_producers_changes_nothing_else(name: str, tmp_path: Path) -> None:
+    """At 8 bits little is lost; a factor in the wrong place would cost far more than rounding does."""
+    model = save_model(name, tmp_path)
+    original, plain = numbers(model), numbers(quantized(model, "rtn", bits=8))
+    after = numbers(quantized(model, "awq", bits=8))
+    sequences = draw_sequences()
+    wanted = reference_logits(model_of(model, original), sequences)
+    folded, nearest = (
+        relative_error(reference_logits(model_of(model, v), sequences), wanted) for v in (after, plain)
+    )
+    assert any("norm" in n and not torch.equal(after[n], w) for n, w in original.items()) or name == "olmo2"
+    assert folded <= 2 * nearest + 1e-3
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_methods_that_read_text_lose_less(method: str, tmp_path: Path) -> None:
+    model = save_model("smollm2", tmp_path)
+    sequences = later_text(model)
+    wanted = reference_logits(model_of(model, numbers(model)), sequences)
+
+    def loss(folder: Path) -> float:
+        found = reference_logits(model_of(folder, numbers(folder)), sequences)
+        return float(np.mean([np.square(f - w).mean() for f, w in zip(found, wanted, strict=True)]))
+
+    assert loss(quantized(model, method)) < loss(quantized(model, "rtn"))
+
+
+# Symmetric ones: transformers 5.23 makes no room for packed zero points, though compressed-tensors packs them.
+LAYOUTS = {
+    "integers": ("rtn", {"symmetric": True}), "ordered": ("gptq", {"symmetric": True, "act_order": True}),
+    "scaled": ("awq", {"symmetric": True}), "float8": ("fp8", {}),
+    "mixed": ("rtn", {"symmetric": True, "target_bits": 4.0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", each(LAYOUTS, ("integers", "float8", "mixed")))
+def test_transformers_reads_compressed_tensors(layout: str, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    method, options = LAYOUTS[layout]
+    folder = quantized(save_model("llama3.1", tmp_path, torch.float16), method, **options)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    sequences = draw_sequences()
+    ours = model_of(folder, numbers(folder))
+    assert relative_error(reference_logits(theirs, sequences), reference_logits(ours, sequences)) <= 1e-3
+
+
+def test_a_mixture_keeps_its_budget(tmp_path: Path) -> None:
+    folder = quantized(save_model("llama3.1", tmp_path), "gptq", format="gptq", target_bits=3.0)
+    table = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert table["dynamic"]
+    assert all(torch.isfinite(w).all() for w in numbers(folder).values())
