@@ -19,7 +19,8 @@ NUM_TOKENS = 9
 EXPERTS, TOP, WIDTH = 5, 2, 64
 TABLES = (
     "affine4g32m-f16", "affine8g32s-f16", "affine4g16s-f32", "affine2g64s1-f16", "affine6g16m-f32",
-    "codebook4g32-f16", "f32", "f16", "bf16",
+    "codebook4g32-f16", "affine3g16m-f16", "affine5g32s-f32", "codebook4g16i-f32", "float8g16-f32", "f32", "f16",
+    "bf16",
 )  # fmt: skip
 TIED = (("affine4g32m-f16", 64), ("f32", 39), ("f16", 39), ("bf16", 39), ("bf16", 64))
 
@@ -75,7 +76,7 @@ def add_experts(s: Lookups) -> None:
     late = s("gather_rows", chosen, s.rows)
     bias = s.weight("f32", EXPERTS, 43)
     rounded = {"int8": s("quantize", x), "bf16": s("quantize", x, to="bf16")}
-    for format in ("f32", "f16", "bf16", "affine4g32m-f16", "codebook4g32-f16"):
+    for format in ("f32", "f16", "bf16", "affine4g32m-f16", "codebook4g32-f16", "affine6g32s-f16", "float8g64-f32"):
         w = s.weight(format, EXPERTS, 43, WIDTH)
         s.out(f"experts {format}", 2e-6, s("expert_linear", x, chosen, w, bias))
         s.out(f"experts {format}, by choice", 2e-6, s("expert_linear", by_choice, chosen, w, None))
