@@ -60,23 +60,25 @@ def activations_argument(k: Emitter, kind: str, columns: int, stride: int) -> Ac
 
 
 def multiply(
-    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, row: Expr, starts: list[Expr],
-    ahead: int, table: Buffer | None,
+    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, numbers: list[Expr],
+    starts: list[Expr], ahead: int, table: Buffer | None,
 ) -> Buffer:  # fmt: skip
     """Accumulators of 16 columns: for each tile one for each of the rows that begin at ``starts``
-    (elements of x). ``row`` counts group headers; weights are asked for ``ahead`` bytes before use."""
+    (elements of x). ``numbers`` of the rows say where their group headers are; weights are asked for ``ahead`` bytes before use."""
     acc = k.local(len(tiles) * len(starts))
     for i in range(len(tiles) * len(starts)):
         k.store(acc, i, splat(0.0, TILE))
     if layout.format.family == "float8":
         multiply_float8(k, x.kind, x.data, tiles, layout, starts, acc, ahead)
     elif x.kind == "q8":
-        _multiply_q8(k, x, tiles, layout, row, starts, acc, ahead, table)
+        _multiply_q8(k, x, tiles, layout, numbers, starts, acc, ahead, table)
     elif x.kind == "bf16":
         _multiply_bf16(k, x, tiles, layout, starts, acc, ahead)
-    else:
+    elif layout.format.family == "dense":
         for j, tile in enumerate(tiles):
-            _multiply_f32(k, x, tile, layout, starts, acc, j * len(starts), table)
+            _multiply_f32_dense(k, x, tile, layout, starts, acc, j * len(starts))
+    else:
+        _multiply_f32_codes(k, x, tiles, layout, starts, acc, ahead, table)
     return acc
 
 
@@ -85,14 +87,11 @@ def _accumulate(k: Emitter, acc: Buffer, i: int, a: Expr, b: Expr) -> None:
 
 
 # ---- float32 activations: weights are turned into float32 in registers --------------------------
-def _multiply_f32(
-    k: Emitter, x: Activations, tile: Buffer, layout: TileLayout, rows: list[Expr], acc: Buffer,
-    at: int, table: Buffer | None,
+def _multiply_f32_codes(
+    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, rows: list[Expr], acc: Buffer,
+    ahead: int, table: Buffer | None,
 ) -> None:  # fmt: skip
-    """Into the accumulators from ``at`` on, one tile after the other."""
-    if layout.format.family == "dense":
-        _multiply_f32_dense(k, x, tile, layout, rows, acc, at)
-        return
+    """Tiles go on together: their sums do not wait for each other."""
     group = layout.format.group
     values = FloatTable(k, table) if table is not None else None
     unrolled = math.gcd(group, GROUP)
@@ -100,22 +99,28 @@ def _multiply_f32(
     with k.loop(layout.num_records) as r:
         record = k.let(r * i32(layout.record_bytes // 4))
         for sub in range(layout.record_groups):
-            scale, low = _scales(k, tile, layout, record, sub)
+            scales = [_scales(k, tile, layout, record, sub) for tile in tiles]
             with k.loop(group // unrolled) as part:
                 first = k.let(r * i32(layout.record_inputs) + part * i32(unrolled) + i32(sub * group))
-                words = pieces(k, tile, layout, record, part, unrolled, sub * count, count)
-                for z, word in enumerate(words):
+                within = sub * count
+                words = [
+                    pieces(k, tile, layout, record, part, unrolled, within, count, ahead) for tile in tiles
+                ]
+                for z, together in enumerate(zip(*words, strict=True)):
                     for j in range(PIECE):
-                        value = k.let(_decode(code_of(word, layout, j), layout, scale, low, values))
                         column = k.let(first + i32(z * PIECE + j))
-                        for i, row in enumerate(rows):
-                            _accumulate(k, acc, at + i, splat(x.data[row + column], TILE), value)
+                        for t, (word, (scale, low)) in enumerate(zip(together, scales, strict=True)):
+                            value = k.let(_decode(code_of(word, layout, j), layout, scale, low, values))
+                            for i, row in enumerate(rows):
+                                x_value = splat(x.data[row + column], TILE)
+                                _accumulate(k, acc, t * len(rows) + i, x_value, value)
 
 
 def _multiply_f32_dense(
     k: Emitter, x: Activations, tile: Buffer, layout: TileLayout, rows: list[Expr], acc: Buffer,
     at: int,
 ) -> None:  # fmt: skip
+    """Into the accumulators from ``at`` on."""
     dtype = layout.format.dtype
     if dtype == "bf16":
         with k.loop(layout.k // 2) as pair:
@@ -171,8 +176,8 @@ def _dot4(acc: Expr, a: Expr, b: Expr) -> Expr:
 
 
 def _multiply_q8(
-    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, row: Expr, rows: list[Expr],
-    acc: Buffer, ahead: int, table: Buffer | None,
+    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, numbers: list[Expr],
+    rows: list[Expr], acc: Buffer, ahead: int, table: Buffer | None,
 ) -> None:  # fmt: skip
     """Per 32 inputs: exact integer sums, then float32 with the scales of both sides."""
     assert x.header is not None
@@ -181,7 +186,7 @@ def _multiply_q8(
     n = len(rows)
     integers = ByteTable(k, table) if table is not None else None
     ints = k.local(len(tiles) * n, "int32")
-    headers = [k.let((row + i32(i)) * i32(x.groups * HEADER)) for i in range(n)]
+    headers = [k.let(number * i32(x.groups * HEADER)) for number in numbers]
     span = max(f.group, GROUP)
     with k.loop(layout.k // span) as s:
         for sub in range(span // f.group):
