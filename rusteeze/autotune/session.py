@@ -110,7 +110,7 @@ class Session:
                 return code_hash(_candidate(task.tunable, schedule), self.isa)
 
             key = task.tunable.key
-            usual, steps = fallback(self.isa, key.activation), tuple(changes(key, self.isa))
+            usual, steps = fallback(self.isa, key.activation, key.format), tuple(changes(key, self.isa))
             return Search(usual, steps, task.rows, timed, code, deadline).run(first)
 
     def _timed(self, tunable: Tunable, schedule: Schedule, work: Work, folder: Path) -> Time:

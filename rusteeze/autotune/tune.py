@@ -96,7 +96,7 @@ def _facts(result: Result) -> dict[str, Any]:
         "tried": result.tried,
         "skipped": result.skipped,
         "finished": entry.finished,
-        "changed": _changed(entry.schedule, fallback(isa, entry.key.activation)),
+        "changed": _changed(entry.schedule, fallback(isa, entry.key.activation, entry.key.format)),
         "measured": msgspec.to_builtins(entry.measured),
     }
 

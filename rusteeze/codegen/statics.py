@@ -45,6 +45,8 @@ def load_static(value: Value, load: Load) -> Weight:
         if node.op.name == "slice":
             return parts[0].rows(slice(node.attrs["start"], node.attrs["stop"]))  # type: ignore[arg-type]
         (part,) = parts
+        if isinstance(part, Codebook):
+            return part.transpose()
         assert isinstance(part, Dense)
         perm: tuple[int, ...] = node.attrs["perm"]  # type: ignore[assignment]
         return Dense(np.transpose(part.values, perm), part.dtype)

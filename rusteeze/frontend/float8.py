@@ -1,37 +1,24 @@
-"""Weights of float8 numbers (e4m3) with scales, decoded into plain numbers: kernels know no float8 yet.
-
-float8 times a power of two fits into bf16, and times any bf16 scale into float32, without losing a bit;
-other scales round once, as in every float32 computation with them.
+"""Weights of float8 numbers (e4m3) with scales. They stay float8 where runs of columns share a scale; else they
+become float32, which holds a product with any bf16 scale without losing a bit and rounds once with others.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from rusteeze.frontend.quantised_parts import Parts
 from rusteeze.frontend.stored_weight import StoredWeight
-from rusteeze.weights import Dense
+from rusteeze.weights import Dense, Float8, Format, Weight
+from rusteeze.weights.e4m3 import E4M3, NAN_CODE
 
 Array = np.ndarray
-_NAN = 0x7F
 _POWERS = ("F8_E8M0", "U8")  # element types of scales that are powers of two: exponent + 127
-_LARGEST_POWER = 110  # so that every product is an ordinary bf16 number
+_LARGEST_POWER = 110
+_SMALLEST_GROUP, _GROUP_MULTIPLE = 8, 4
 _ELEMENTS_AT_ONCE = 1 << 24
-
-
-def _e4m3_values() -> Array:
-    """float32 of all 256 codes: sign, four bits of exponent (bias 7), three of mantissa; no infinities."""
-    code = np.arange(128)
-    exponent, mantissa = code >> 3, code & 7
-    significand = np.where(exponent == 0, mantissa, mantissa + 8).astype(np.float32)
-    positive = np.ldexp(significand, np.maximum(exponent, 1) - 10)
-    positive[_NAN] = np.nan
-    return np.concatenate([positive, -positive]).astype(np.float32)
-
-
-E4M3 = _e4m3_values()
 
 
 @dataclass(frozen=True)
@@ -45,7 +32,7 @@ class Float8Weight:
     columns: int
 
     def stored(self) -> StoredWeight:
-        return self.parts.weight(self.shape, lambda: self.dtype, self.load, self.codes, self.scale)
+        return self.parts.weight(self.shape, lambda: self.format, self.load, self.codes, self.scale)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,34 +56,51 @@ class Float8Weight:
         return read_scales(self.parts, self.scale).reshape(shape)
 
     @property
-    def dtype(self) -> str:
-        """What all numbers of the weight fit into; a matter of types, so that experts agree."""
-        return "bf16" if self.parts.dtype(self.scale) in _POWERS else "f32"
+    def group(self) -> int:
+        """Columns that share a scale everywhere, a divisor of all; 0 if they are too few to stay float8."""
+        k = self.shape[-1]
+        group = math.gcd(k, min(self.columns, k))
+        return group if group >= _SMALLEST_GROUP and group % _GROUP_MULTIPLE == 0 else 0
 
-    def load(self) -> Dense:
+    @property
+    def format(self) -> str:
+        """A matter of shapes, so that experts agree."""
+        return str(Format("float8", "f32", 8, self.group)) if self.group else "f32"
+
+    def load(self) -> Weight:
         scales = self.scales()
         codes = self.parts.read(self.codes, ["F8_E4M3"])
-        dtype = self.dtype
-        out = np.empty(codes.shape, np.uint16 if dtype == "bf16" else np.float32)
-        matrices = codes.reshape(-1, *codes.shape[-2:])
-        for matrix, scale, target in zip(
-            matrices, scales.reshape(-1, *scales.shape[-2:]), out.reshape(matrices.shape), strict=True
-        ):
-            self._decode(matrix, scale, target, dtype)
-        return Dense(out, dtype)
+        if not self.group:
+            return Dense(self._numbers(codes, scales), "f32")
+        *_, n, k = codes.shape
+        self._refuse_nan(codes)
+        columns = np.arange(0, k, self.group) // min(self.columns, k)
+        of_rows = scales[..., np.arange(n) // self.rows, :]
+        return Float8(self.group, codes, np.ascontiguousarray(of_rows[..., columns]))
 
-    def _decode(self, codes: Array, scales: Array, out: Array, dtype: str) -> None:
+    def _refuse_nan(self, codes: Array) -> None:
+        for part in codes.reshape(-1, codes.shape[-1]):
+            if (part & NAN_CODE == NAN_CODE).any():
+                self.parts.refuse(f"{self.parts.stem}{self.codes} holds a NaN")
+
+    def _numbers(self, codes: Array, scales: Array) -> Array:
+        """Plain float32."""
+        self._refuse_nan(codes)
+        *_, n, k = codes.shape
+        out = np.empty(codes.shape, np.float32)
+        matrices, of = codes.reshape(-1, n, k), scales.reshape(-1, *scales.shape[-2:])
+        for matrix, scale, target in zip(matrices, of, out.reshape(matrices.shape), strict=True):
+            self._decode(matrix, scale, target)
+        return out
+
+    def _decode(self, codes: Array, scales: Array, out: Array) -> None:
         """One matrix, some rows at a time."""
         n, k = codes.shape
         step = max(1, _ELEMENTS_AT_ONCE // k)
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
             of_rows = scales[np.arange(rows.start, rows.stop) // self.rows]
-            values = E4M3[codes[rows]]
-            if np.isnan(values).any():
-                self.parts.refuse(f"{self.parts.stem}{self.codes} holds a NaN")
-            values *= np.repeat(of_rows, min(self.columns, k), axis=1)[:, :k]
-            out[rows] = Dense(values, "f32").converted(dtype).values
+            out[rows] = E4M3[codes[rows]] * np.repeat(of_rows, min(self.columns, k), axis=1)[:, :k]
 
 
 def read_scales(parts: Parts, suffix: str) -> Array:

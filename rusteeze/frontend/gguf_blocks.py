@@ -39,10 +39,10 @@ _FORMATS = {
     T.Q6_K: Format("affine", "f32", 6, 16, True, 32),
     T.TQ1_0: Format("affine", "f16", 2, 256, True, 1),
     T.TQ2_0: Format("affine", "f16", 2, 256, True, 1),
-    T.IQ4_NL: Format("codebook", "f16", 4, 32),
-    T.IQ4_XS: Format("codebook", "f32", 4, 32),
-    T.MXFP4: Format("codebook", "f32", 4, 32),
-    T.NVFP4: Format("codebook", "f32", 4, 16),
+    T.IQ4_NL: Format("codebook", "f16", 4, 32, integral=True),
+    T.IQ4_XS: Format("codebook", "f32", 4, 32, integral=True),
+    T.MXFP4: Format("codebook", "f32", 4, 32, integral=True),
+    T.NVFP4: Format("codebook", "f32", 4, 16, integral=True),
     **{type: Format("affine", "f32", 8, group, True, 128) for type, group in GRID_GROUPS.items()},
 }
 

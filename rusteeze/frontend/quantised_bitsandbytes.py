@@ -19,7 +19,8 @@ from rusteeze.frontend.quantised_grid import Grid, longest_run
 from rusteeze.frontend.quantised_parts import Parts, stems
 from rusteeze.frontend.safetensors_file import SafetensorsModel, parse_json_object
 from rusteeze.frontend.stored_weight import StoredWeight
-from rusteeze.weights import Codebook, Dense, Weight
+from rusteeze.weights import Codebook, Dense, Format, Weight
+from rusteeze.weights.families import is_integral
 
 Array = np.ndarray
 STATE = ".quant_state.bitsandbytes__"
@@ -59,7 +60,8 @@ class _FourBitWeight:
         self.run = longest_run(np.arange(self.shape[1]) // math.gcd(self.shape[1], self.block))
 
     def stored(self) -> StoredWeight:
-        format = f"codebook4g{self.run}-f32" if self.run else "f32"
+        layout = Format("codebook", "f32", 4, self.run, integral=is_integral(self.table))
+        format = str(layout) if self.run else "f32"
         return self.parts.weight(
             self.shape, lambda: format, self.load, "", ".absmax", ".quant_map", ".nested_absmax",
             ".nested_quant_map", STATE + self.kind,

@@ -6,9 +6,13 @@ plain float32.
 
 from __future__ import annotations
 
+import re
+
 from rusteeze.ir.graph import Node, Value
 
 PLAIN = "f32"
+_TRANSPOSED = re.compile(r"codebook\d+g\d+i?t-f\d+")
+_INTEGERS = re.compile(r"codebook\d+g\d+it?-f\d+")
 
 
 def stored_format(value: Value) -> str:
@@ -20,28 +24,34 @@ def stored_format(value: Value) -> str:
 
 def shared_format(node: Node) -> str | None:
     """The format of all operands, if the node keeps it: it only joins or cuts rows, or moves elements
-    that are numbers of their own."""
+    that are numbers of their own, or undoes that a weight is stored transposed."""
     formats = {stored_format(v) for v in node.inputs()}
     if len(formats) != 1:
         return None
     (only,) = formats
+    if node.op.name == "permute" and _TRANSPOSED.fullmatch(only):
+        perm: tuple[int, ...] = node.attrs["perm"]  # type: ignore[assignment]
+        rank = len(perm)
+        return only.replace("t-", "-") if perm == (*range(rank - 2), rank - 1, rank - 2) else None
     return only if _keeps_format(node, only) else None
 
 
 def is_quantized(format: str) -> bool:
     """Whether a format holds codes instead of numbers."""
-    return format.startswith(("affine", "codebook"))
+    return format.startswith(("affine", "codebook", "float8"))
 
 
 def rounding_for(format: str) -> str | None:
-    """What activations may be rounded to for a product with such a weight: integer codes on a line go
-    with int8 (their dot products are exact), bf16 with bf16; None: nothing."""
-    if format.startswith("affine"):
+    """What activations may be rounded to for a product with such a weight: integers, on a line or in a
+    table, go with int8 (their dot products are exact), float8 and bf16 with bf16; None: nothing."""
+    if format.startswith("affine") or _INTEGERS.fullmatch(format):
         return "int8"
-    return "bf16" if format == "bf16" else None
+    return "bf16" if format == "bf16" or format.startswith("float8") else None
 
 
 def _keeps_format(node: Node, format: str) -> bool:
+    if _TRANSPOSED.fullmatch(format):
+        return False
     if node.op.name in ("concat", "slice"):
         return node.attrs["axis"] == 0 and node.attrs.get("step", 1) == 1
     return node.op.name == "permute" and not is_quantized(format)

@@ -69,6 +69,6 @@ class QuantizeActivations(Pass):
         width = x.type.shape[-1]
         if not isinstance(width, int) or width % self.group:
             return f"{width} elements are no multiple of {self.group}"
-        if x.type.rank != 2:
-            return "only rows of one axis are rounded"
+        if x.type.rank != 2 and (node.op.name != "expert_linear" or x.type.rank != 3):
+            return "only rows of one axis are rounded, and those of experts"
         return None

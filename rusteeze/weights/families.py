@@ -1,4 +1,4 @@
-"""The three ways in which a weight W[..., N, K] is held between a checkpoint and the kernels.
+"""The four ways in which a weight W[..., N, K] is held between a checkpoint and the kernels.
 
 Readers decode every file format into one of these without losing a bit; packing and kernels know only
 these. N counts outputs ("rows"), K inputs; axes in front of them stack equal weights (experts). Values
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from rusteeze.weights.e4m3 import E4M3
 from rusteeze.weights.formats import DENSE_DTYPES, SCALE_DTYPES, Format, dense_format
 
 Array = np.ndarray
@@ -139,12 +140,14 @@ class Affine:
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """Four-bit codes into one table: w = scale * table[code]."""
+    """Four-bit codes into one table: w = scale * table[code]. A ``transposed`` weight is W[..., K, N]
+    although its codes, and groups, are those of W[..., N, K]."""
 
     group: int
     codes: Array  # uint8 [..., N, K]
     table: Array  # f32 [16]
     scale: Array  # f16 or f32 [..., N, K/group]
+    transposed: bool = False
     bits: int = 4
 
     def __post_init__(self) -> None:
@@ -154,11 +157,15 @@ class Codebook:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.codes.shape
+        *lead, n, k = self.codes.shape
+        return (*lead, k, n) if self.transposed else (*lead, n, k)
 
     @property
     def layout(self) -> Format:
-        return Format("codebook", _SCALE_NAMES[self.scale.dtype], self.bits, self.group)
+        return Format(
+            "codebook", _SCALE_NAMES[self.scale.dtype], self.bits, self.group,
+            integral=is_integral(self.table), transposed=self.transposed,
+        )  # fmt: skip
 
     @property
     def format(self) -> str:
@@ -167,22 +174,75 @@ class Codebook:
     def to_f32(self) -> Array:
         values = self.table[_grouped(self.codes, self.group)]
         values *= self.scale.astype(np.float32)[..., None]
-        return values.reshape(self.shape)
+        values = values.reshape(self.codes.shape)
+        return values.swapaxes(-1, -2) if self.transposed else values
 
     def rows(self, index: Index) -> Codebook:
-        """The rows of that index."""
+        """The rows of that index. ValueError for a transposed weight, whose rows share groups."""
+        if self.transposed:
+            raise ValueError("rows of a transposed weight are not apart")
         return _each(self, _row_picker(self.codes.ndim, index))
 
     def expert(self, index: Index) -> Codebook:
         """The weight of that index along the first axis of a stack."""
         return _each(self, lambda a: a[index])
 
+    def transpose(self) -> Codebook:
+        """The last two axes swapped; nothing moves."""
+        return replace(self, transposed=not self.transposed)
 
-Weight = Dense | Affine | Codebook
+
+def is_integral(table: Array) -> bool:
+    """Whether all values are integers that fit into int8."""
+    return bool((table == np.rint(table).clip(-128, 127)).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Float8:
+    """Numbers of eight bits (e4m3, no infinities): w = scale * E4M3[code]."""
+
+    group: int
+    codes: Array  # uint8 [..., N, K]
+    scale: Array  # f32 [..., N, K/group]
+
+    def __post_init__(self) -> None:
+        _check_groups(self.codes, self.scale, self.group)
+        if self.scale.dtype != np.float32:
+            raise ValueError(f"scales of float8 are f32, not {self.scale.dtype}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
+    @property
+    def layout(self) -> Format:
+        return Format("float8", "f32", 8, self.group)
+
+    @property
+    def format(self) -> str:
+        return str(self.layout)
+
+    def to_f32(self) -> Array:
+        values = E4M3[_grouped(self.codes, self.group)]
+        values *= self.scale[..., None]
+        return values.reshape(self.shape)
+
+    def rows(self, index: Index) -> Float8:
+        """The rows of that index."""
+        return _each(self, _row_picker(self.codes.ndim, index))
+
+    def expert(self, index: Index) -> Float8:
+        """The weight of that index along the first axis of a stack."""
+        return _each(self, lambda a: a[index])
+
+
+Weight = Dense | Affine | Codebook | Float8
 
 
 def concat_rows(parts: Sequence[Family]) -> Family:
     """The rows of all parts, in order. ValueError unless the parts are of one format."""
+    if any(isinstance(p, Codebook) and p.transposed for p in parts):
+        raise ValueError("cannot join the rows of transposed weights")
     axis = -2 if len(parts[0].shape) > 1 else 0
     return _join(parts, lambda arrays: np.concatenate(arrays, axis))
 

@@ -105,16 +105,16 @@ CASES: dict[str, tuple[str, Mapping[str, Any], Packer, str]] = {
     "int8-llama": ("llama3.1", BNB, bitsandbytes_packer("int8"), "affine8g64s-f32"),
     "int8-mistral": ("mistral", BNB, bitsandbytes_packer("int8"), "affine8g64s-f32"),
     "int8-mixtral": ("mixtral", BNB, bitsandbytes_packer("int8"), "affine8g64s-f32"),
-    "fp8-llama": ("llama3.1", FP8, float8_packer(".weight_scale_inv", 48, 40), "f32"),
-    "fp8-powers-mixtral": ("mixtral", FP8, float8_packer(".weight_scale_inv", 48, 40, powers=True), "bf16"),
+    "fp8-llama": ("llama3.1", FP8, float8_packer(".weight_scale_inv", 48, 40), "float8g8-f32"),
+    "fp8-powers-mixtral": ("mixtral", FP8, float8_packer(".weight_scale_inv", 48, 40, powers=True), "float8g8-f32"),
     "fbgemm-mistral": (
-        "mistral", {"quant_method": "fbgemm_fp8"}, float8_packer(".weight_scale", 1, None), "f32",
+        "mistral", {"quant_method": "fbgemm_fp8"}, float8_packer(".weight_scale", 1, None), "float8g64-f32",
     ),
-    "float8-qwen2": ("qwen1.5", FLOAT, float8_packer(".weight_scale", 1, None), "f32"),
+    "float8-qwen2": ("qwen1.5", FLOAT, float8_packer(".weight_scale", 1, None), "float8g64-f32"),
     "packed-llama": ("llama3.1", INT4, compressed_packer(4, 32, symmetric=True), "affine4g32s-f32"),
     "packed-qwen2": ("qwen1.5", INT4, compressed_packer(4, 32, symmetric=False), "affine4g32m-f32"),
     "packed-mixtral": ("mixtral", INT4, compressed_packer(4, 32, symmetric=False), "affine4g32m-f32"),
-    "mxfp4-gpt-oss": ("gpt-oss", MXFP4, mxfp4_packer(), "bf16"),
+    "mxfp4-gpt-oss": ("gpt-oss", MXFP4, mxfp4_packer(), "codebook4g32it-f32"),
 }  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from rusteeze.codegen.cpu.tiles import TILE, TileLayout, pack, tile_format, unpa
 from rusteeze.codegen.statics import PADDING, Layout, Statics
 from rusteeze.ir import Graph, TensorType, Value
 from rusteeze.ir.types import DType
-from rusteeze.weights import Affine, Codebook, Dense, Weight, parse_format
+from rusteeze.weights import Affine, Codebook, Dense, Float8, Weight, parse_format
+from rusteeze.weights.e4m3 import NAN_CODE
 
 MANY = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -54,10 +55,21 @@ def codebook_weights(draw: st.DrawFn) -> Codebook:
     codes = rng.integers(0, 16, (*groups[:-1], groups[-1] * group), np.uint8)
     dtype = SCALES[draw(st.sampled_from(("f16", "f32")))]
     table = rng.standard_normal(16).astype(np.float32)
+    if draw(st.booleans()):
+        table = rng.integers(-128, 128, 16).astype(np.float32)
     return Codebook(group, codes, table, rng.standard_normal(groups).astype(dtype))
 
 
-WEIGHTS = st.one_of(dense_weights(), affine_weights(), codebook_weights())
+@st.composite
+def float8_weights(draw: st.DrawFn) -> Float8:
+    group, rng = 4 * draw(st.integers(1, 20)), rng_of(draw)
+    groups = (*draw(STACKS), draw(ROWS), draw(st.integers(1, 3)))
+    codes = rng.integers(0, NAN_CODE, (*groups[:-1], groups[-1] * group), np.uint8)
+    codes |= rng.integers(0, 2, codes.shape, np.uint8) << 7
+    return Float8(group, codes, rng.standard_normal(groups).astype(np.float32))
+
+
+WEIGHTS = st.one_of(dense_weights(), affine_weights(), codebook_weights(), float8_weights())
 
 
 def layout_of(weight: Weight) -> TileLayout:
@@ -195,10 +207,19 @@ def test_equal_names_of_different_values_are_kept_apart():
     assert [r[0] for r in rows] == [0, 0, 8]
 
 
-@pytest.mark.parametrize("name", ["affine3g32s5-f16", "affine1g16s-f32", "affine8g256m-f16", "codebook4g64-f32"])
-def test_narrow_codes_share_a_byte(name):
+@pytest.mark.parametrize(
+    ("name", "k", "bits"),
+    [
+        ("affine1g32s-f32", 32, 1), ("affine2g16m-f16", 16, 2), ("affine3g32s5-f16", 32, 3),
+        ("affine5g64m-f32", 64, 5), ("affine6g16s-f32", 48, 6), ("affine7g32m-f16", 32, 7),
+        ("affine8g256m-f16", 256, 8), ("codebook4g64-f32", 64, 4), ("float8g128-f32", 128, 8),
+        ("affine3g16s-f16", 32, 3), ("affine3g16s-f16", 48, 4),  # groups of 16 are stored in pairs
+        ("affine5g24s-f16", 48, 8), ("affine1g16m-f16", 16, 2), ("affine2g8m-f16", 16, 2),
+    ],
+)  # fmt: skip
+def test_codes_take_their_own_width_where_groups_fill_vectors(name, k, bits):
     f = parse_format(name)
-    layout = TileLayout(f, 16, f.group)
-    codes = 16 * f.group // (2 if f.bits <= 4 else 1)
-    scales = 16 * (2 if f.dtype == "f16" else 4) * (1 if f.symmetric or f.family == "codebook" else 2)
-    assert layout.tile_bytes == layout.bytes == codes + scales
+    layout = TileLayout(f, 16, k)
+    scales = 16 * (2 if f.dtype == "f16" else 4) * (2 if f.family == "affine" and not f.symmetric else 1)
+    assert layout.code_bits == bits
+    assert layout.tile_bytes == layout.bytes == 2 * k * bits + scales * (k // f.group)

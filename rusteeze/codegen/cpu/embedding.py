@@ -5,7 +5,8 @@ from __future__ import annotations
 from tvm import tirx
 
 from rusteeze.codegen.cpu.access import Access, Operand
-from rusteeze.codegen.cpu.emit import Buffer, Emitter, Expr, convert, f32, i32
+from rusteeze.codegen.cpu.code_planes import PIECE, VECTOR_BYTES, plane_bytes, planes_of
+from rusteeze.codegen.cpu.emit import Buffer, Emitter, Expr, bits_as, convert, f32, i32, select
 from rusteeze.codegen.cpu.tiles import TILE, TileLayout
 
 
@@ -56,27 +57,53 @@ def _decode_row(
     f = layout.format
     size = 2 if f.dtype == "f16" else 4
     scales = k.offset(tile, i32(0), 0, "float16" if f.dtype == "f16" else "float32")
-    with k.loop(layout.num_groups) as g:
-        record = k.let(g * i32(layout.record_bytes))
-        at = k.let(tirx.Div(record + i32(layout.code_bytes), i32(size)) + lane)
-        scale = k.let(convert(scales[at], "float32"))
-        low = k.let(convert(scales[at + i32(TILE)], "float32")) if layout.has_minimum else f32(0)
-        with k.loop(f.group) as j:
-            code = _code(k, tile, layout, record, lane, j)
-            if table is not None:
-                value = table[code] * scale
-            elif layout.has_minimum:
-                value = convert(code, "float32") * scale + low
+    with k.loop(layout.num_records) as r:
+        record = k.let(r * i32(layout.record_bytes))
+        with k.loop(layout.record_inputs) as j:
+            group = tirx.Div(j, i32(f.group)) * i32(layout.group_bytes // size)
+            at = k.let(tirx.Div(record + i32(layout.code_bytes), i32(size)) + lane + group)
+            scale = k.let(convert(scales[at], "float32"))
+            low = k.let(convert(scales[at + i32(TILE)], "float32")) if layout.has_minimum else f32(0)
+            if f.family == "float8":
+                value = _float8_number(k, tile, record, lane, j) * scale
             else:
-                value = convert(code - i32(f.zero), "float32") * scale
-            target.store(k, row, (g * i32(f.group) + j,), value)
+                value = _number(_code(k, tile, layout, record, lane, j), layout, scale, low, table)
+            target.store(k, row, (r * i32(layout.record_inputs) + j,), value)
+
+
+def _number(code: Expr, layout: TileLayout, scale: Expr, low: Expr, table: Buffer | None) -> Expr:
+    if table is not None:
+        return table[code] * scale
+    if layout.has_minimum:
+        return convert(code, "float32") * scale + low
+    return convert(code - i32(layout.format.zero), "float32") * scale
 
 
 def _code(k: Emitter, tile: Buffer, layout: TileLayout, record: Expr, lane: Expr, j: Expr) -> Expr:
-    per_word = 8 if layout.code_bits == 4 else 4
-    word = tirx.Div(j, i32(per_word)) * i32(4 * TILE) + lane * i32(4) + tirx.Mod(j, i32(4))
-    byte = convert(tile[record + word], "int32")
-    if layout.code_bits == 8:
-        return k.let(byte)
-    high = tirx.Mod(tirx.Div(j, i32(4)), i32(2))
-    return k.let(tirx.bitwise_and(tirx.shift_right(byte, high * i32(4)), i32(15)))
+    """The code of input j of a record: the fields of its planes (code_planes.py)."""
+    code: Expr = i32(0)
+    start = low = 0
+    for width in planes_of(layout.code_bits):
+        per_vector = PIECE * 8 // width
+        vector = tirx.Div(j, i32(per_vector)) * i32(VECTOR_BYTES)
+        at = k.let(record + i32(start) + vector + lane * i32(PIECE) + tirx.Mod(j, i32(PIECE)))
+        q = k.let(tirx.Div(tirx.Mod(j, i32(per_vector)), i32(PIECE)))
+        field = tirx.bitwise_and(
+            tirx.shift_right(convert(tile[at], "int32"), q * i32(width)), i32((1 << width) - 1)
+        )
+        code = tirx.bitwise_or(code, tirx.shift_left(field, i32(low)))
+        start += plane_bytes(width, layout.record_inputs)
+        low += width
+    return k.let(code)
+
+
+def _float8_number(k: Emitter, tile: Buffer, record: Expr, lane: Expr, j: Expr) -> Expr:
+    """The number of input j of a record (float8_tiles.py): subnormal ones are units of 2^-9."""
+    quad = tirx.Div(lane, i32(4)) * i32(16) + tirx.Mod(lane, i32(4)) * i32(2)
+    pair = tirx.Div(tirx.Mod(j, i32(PIECE)), i32(2)) * i32(8) + tirx.Mod(j, i32(2))
+    at = k.let(record + tirx.Div(j, i32(PIECE)) * i32(VECTOR_BYTES) + quad + pair)
+    code = k.let(convert(tile[at], "int32"))
+    magnitude = k.let(tirx.bitwise_and(code, i32(127)))
+    normal = bits_as(tirx.shift_left(magnitude, i32(20)) + i32(120 << 23), "float32")
+    value = k.let(select(magnitude > i32(7), normal, convert(magnitude, "float32") * f32(2.0**-9)))
+    return select(code > i32(127), f32(0) - value, value)

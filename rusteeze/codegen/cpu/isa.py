@@ -9,6 +9,7 @@ which are imported as LLVM IR and inlined. Adding an instruction set means addin
     rz_to_bf16    float32[16] → 16 bf16 bit patterns in the low halves of 32-bit words
     rz_pack_bf16  float32[16] → 16 bf16 as 8 words
     rz_quantize32 rounding to int8, in rounding_text.py
+    rz_lookup_*, rz_float8_*   values of codes, in table_text.py
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ import textwrap
 from dataclasses import dataclass
 
 from rusteeze.codegen.cpu.rounding_text import ROUNDING
+from rusteeze.codegen.cpu.table_text import (
+    AVX2_TABLES,
+    AVX512_FLOAT8,
+    AVX512_TABLES,
+    NEON_TABLES,
+    PORTABLE_FLOAT8,
+)
 
 
 @dataclass(frozen=True)
@@ -245,7 +253,7 @@ V4 = Isa(
     requires=frozenset(
         ["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512vbmi", "fma", "f16c"]
     ),
-    support=COMMON + ROUNDING + AVX512,
+    support=COMMON + ROUNDING + AVX512 + AVX512_TABLES + AVX512_FLOAT8,
     row_tiles=(12, 8, 4, 1),
 )
 V3 = Isa(
@@ -253,7 +261,8 @@ V3 = Isa(
     machine="x86_64",
     target=(("mcpu", "x86-64-v3"),),
     requires=frozenset(["avx2", "fma", "f16c"]),
-    support=COMMON + ROUNDING + _dot4_by_halves() + PORTABLE_TO_BF16 + PORTABLE_DOT_BF16,
+    support=COMMON + ROUNDING + _dot4_by_halves() + PORTABLE_TO_BF16 + PORTABLE_DOT_BF16
+    + AVX2_TABLES + PORTABLE_FLOAT8,
     row_tiles=(4, 1),
 )
 NEON = Isa(
@@ -261,7 +270,8 @@ NEON = Isa(
     machine="aarch64",
     target=(("mtriple", "aarch64-linux-gnu"), ("mcpu", "neoverse-n1")),
     requires=frozenset(["asimd", "asimddp", "fphp"]),
-    support=COMMON + ROUNDING + _dot4_by_sdot() + PORTABLE_TO_BF16 + PORTABLE_DOT_BF16,
+    support=COMMON + ROUNDING + _dot4_by_sdot() + PORTABLE_TO_BF16 + PORTABLE_DOT_BF16
+    + NEON_TABLES + PORTABLE_FLOAT8,
     row_tiles=(4, 1),
 )
 ALL = (V4, V3, NEON)

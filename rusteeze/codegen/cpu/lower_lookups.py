@@ -43,7 +43,7 @@ def lower_expert_linear(ctx: Lowering, node: Node) -> None:
     if node.attrs["transposed"]:
         w = make_node("permute", [w], {"perm": (0, 2, 1)}, node.origin).result
         ctx.static.add(w)
-    _, n, width = (int(d) for d in w.type.shape)
+    num_experts, n, width = (int(d) for d in w.type.shape)
     layout = TileLayout(tile_format(format_of(w)), n, width)
     kind, stride, reads = activation(ctx, x, node)
     index, out = ctx.view(idx), ctx.new(node.result)
@@ -51,7 +51,7 @@ def lower_expert_linear(ctx: Lowering, node: Node) -> None:
     if b is not None:
         reads.append(at(ctx.view(b)))
     shape = experts.ExpertShape(
-        layout, kind, stride, x.type.rank == 3, index.access.shape[0], b is not None,
+        layout, num_experts, kind, stride, x.type.rank == 3, index.access.shape[0], b is not None,
         ctx.rows_slot(node.result),
     )  # fmt: skip
     label = f"expert_linear_{layout.format}_{kind}_top{shape.top}_k{width}_n{n}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -156,13 +157,14 @@ class Lowering:
         return View(storage, Access(dtype, storage.row_bytes // 4, shape, strides))
 
     def new_rounded(self, value: Value, kind: str) -> RoundedView:
-        """Fresh scratch for rows rounded to ``kind``. LoweringError unless they are [T, K]."""
-        shape = inner_shape(value.type)
-        if len(shape) != 1:
-            raise LoweringError(f"only rows of one axis are rounded, not {value.type}")
-        space = self.space(value)
-        storages = [self.arena.exact(space, size, kind) for size in row_bytes(kind, shape[0])]
-        view = RoundedView(kind, tuple(storages), shape[0])
+        """Fresh scratch for rows rounded to ``kind``, those of a token one behind the other. LoweringError
+        unless they are [T, K] or [T, n, K]."""
+        *each, columns = inner_shape(value.type)
+        if len(each) > 1:
+            raise LoweringError(f"only rows are rounded, not {value.type}")
+        space, count = self.space(value), math.prod(each)
+        storages = [self.arena.exact(space, count * size, kind) for size in row_bytes(kind, columns)]
+        view = RoundedView(kind, tuple(storages), columns)
         self.env[value] = view
         return view
 

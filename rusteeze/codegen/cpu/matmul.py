@@ -94,10 +94,11 @@ def _block(
     k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, row: Expr, num_rows: int,
     block: Expr, epilogue: Epilogue, schedule: Schedule, table: Buffer | None,
 ) -> None:  # fmt: skip
-    starts = [k.let((row + i32(i)) * i32(x.stride)) for i in range(num_rows)]
+    numbers = [row + i32(i) for i in range(num_rows)]
+    starts = [k.let(number * i32(x.stride)) for number in numbers]
     ahead, width = schedule.ahead(num_rows), len(tiles)
     if width == 1 and epilogue.finish is None:
-        acc = multiply(k, x, tiles, layout, row, starts, ahead, table)
+        acc = multiply(k, x, tiles, layout, numbers, starts, ahead, table)
         for i in range(num_rows):
             epilogue.compute(k.let(row + i32(i)), block, [k.let(acc[i])])
         return
@@ -105,7 +106,7 @@ def _block(
     parked = k.local(num_rows * width * TILE, lanes=1)
     together = schedule.together(num_rows, width)
     for first in range(0, width, together):
-        acc = multiply(k, x, tiles[first : first + together], layout, row, starts, ahead, table)
+        acc = multiply(k, x, tiles[first : first + together], layout, numbers, starts, ahead, table)
         for j in range(together):
             for i in range(num_rows):
                 target = i32((i * width + first + j) * TILE)

@@ -7,11 +7,20 @@ that makes a token's result independent of the batch, and of the schedule.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvm import tirx
 
 from rusteeze.codegen.cpu.activations import GROUP, HEADER
+from rusteeze.codegen.cpu.code_planes import PIECE
+from rusteeze.codegen.cpu.code_words import (
+    INTEGER_TABLE_ZERO,
+    ByteTable,
+    FloatTable,
+    code_of,
+    pieces,
+)
 from rusteeze.codegen.cpu.emit import (
     Buffer,
     Emitter,
@@ -22,6 +31,7 @@ from rusteeze.codegen.cpu.emit import (
     i32,
     splat,
 )
+from rusteeze.codegen.cpu.float8_kernel import multiply_float8
 from rusteeze.codegen.cpu.tiles import TILE, TileLayout
 
 
@@ -50,21 +60,25 @@ def activations_argument(k: Emitter, kind: str, columns: int, stride: int) -> Ac
 
 
 def multiply(
-    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, row: Expr, starts: list[Expr],
-    ahead: int, table: Buffer | None,
+    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, numbers: list[Expr],
+    starts: list[Expr], ahead: int, table: Buffer | None,
 ) -> Buffer:  # fmt: skip
     """Accumulators of 16 columns: for each tile one for each of the rows that begin at ``starts``
-    (elements of x). ``row`` counts group headers; weights are asked for ``ahead`` bytes before use."""
+    (elements of x). ``numbers`` of the rows say where their group headers are; weights are asked for ``ahead`` bytes before use."""
     acc = k.local(len(tiles) * len(starts))
     for i in range(len(tiles) * len(starts)):
         k.store(acc, i, splat(0.0, TILE))
-    if x.kind == "q8":
-        _multiply_q8(k, x, tiles, layout, row, starts, acc, ahead)
+    if layout.format.family == "float8":
+        multiply_float8(k, x.kind, x.data, tiles, layout, starts, acc, ahead)
+    elif x.kind == "q8":
+        _multiply_q8(k, x, tiles, layout, numbers, starts, acc, ahead, table)
     elif x.kind == "bf16":
         _multiply_bf16(k, x, tiles, layout, starts, acc, ahead)
-    else:
+    elif layout.format.family == "dense":
         for j, tile in enumerate(tiles):
-            _multiply_f32(k, x, tile, layout, starts, acc, j * len(starts), table)
+            _multiply_f32_dense(k, x, tile, layout, starts, acc, j * len(starts))
+    else:
+        _multiply_f32_codes(k, x, tiles, layout, starts, acc, ahead, table)
     return acc
 
 
@@ -73,38 +87,40 @@ def _accumulate(k: Emitter, acc: Buffer, i: int, a: Expr, b: Expr) -> None:
 
 
 # ---- float32 activations: weights are turned into float32 in registers --------------------------
-def _multiply_f32(
-    k: Emitter, x: Activations, tile: Buffer, layout: TileLayout, rows: list[Expr], acc: Buffer,
-    at: int, table: Buffer | None,
+def _multiply_f32_codes(
+    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, rows: list[Expr], acc: Buffer,
+    ahead: int, table: Buffer | None,
 ) -> None:  # fmt: skip
-    """Into the accumulators from ``at`` on, one tile after the other."""
-    if layout.format.family == "dense":
-        _multiply_f32_dense(k, x, tile, layout, rows, acc, at)
-        return
+    """Tiles go on together: their sums do not wait for each other."""
     group = layout.format.group
-    with k.loop(layout.num_groups) as g:
-        record = k.let(g * i32(layout.record_bytes // 4))
-        scale, low = _scales(k, tile, layout, record)
-        per_word = 8 if layout.code_bits == 4 else 4
-        unrolled = math.gcd(group, GROUP)
-        with k.loop(group // unrolled) as part:
-            first = k.let(g * i32(group) + part * i32(unrolled))
-            words = k.let(record + part * i32(unrolled // per_word * TILE))
-            for z in range(unrolled // per_word):
-                word = k.let(tile.load(words + i32(z * TILE), TILE))
-                for j in range(per_word):
-                    shift = (8 * (j % 4) + 4 * (j // 4)) if per_word == 8 else 8 * j
-                    code = _bits(word, shift, layout.code_bits)
-                    value = k.let(_decode(code, layout, scale, low, table))
-                    column = k.let(first + i32(z * per_word + j))
-                    for i, row in enumerate(rows):
-                        _accumulate(k, acc, at + i, splat(x.data[row + column], TILE), value)
+    values = FloatTable(k, table) if table is not None else None
+    unrolled = math.gcd(group, GROUP)
+    count = unrolled // PIECE
+    with k.loop(layout.num_records) as r:
+        record = k.let(r * i32(layout.record_bytes // 4))
+        for sub in range(layout.record_groups):
+            scales = [_scales(k, tile, layout, record, sub) for tile in tiles]
+            with k.loop(group // unrolled) as part:
+                first = k.let(r * i32(layout.record_inputs) + part * i32(unrolled) + i32(sub * group))
+                within = sub * count
+                words = [
+                    pieces(k, tile, layout, record, part, unrolled, within, count, ahead) for tile in tiles
+                ]
+                for z, together in enumerate(zip(*words, strict=True)):
+                    for j in range(PIECE):
+                        column = k.let(first + i32(z * PIECE + j))
+                        for t, (word, (scale, low)) in enumerate(zip(together, scales, strict=True)):
+                            value = k.let(_decode(code_of(word, layout, j), layout, scale, low, values))
+                            for i, row in enumerate(rows):
+                                x_value = splat(x.data[row + column], TILE)
+                                _accumulate(k, acc, t * len(rows) + i, x_value, value)
 
 
 def _multiply_f32_dense(
     k: Emitter, x: Activations, tile: Buffer, layout: TileLayout, rows: list[Expr], acc: Buffer,
     at: int,
 ) -> None:  # fmt: skip
+    """Into the accumulators from ``at`` on."""
     dtype = layout.format.dtype
     if dtype == "bf16":
         with k.loop(layout.k // 2) as pair:
@@ -130,30 +146,24 @@ def _multiply_f32_dense(
 
 
 def _scales(
-    k: Emitter, tile: Buffer, layout: TileLayout, record: Expr
+    k: Emitter, tile: Buffer, layout: TileLayout, record: Expr, sub: int
 ) -> tuple[Expr, Expr | None]:
-    """Scale and minimum of 16 columns as float32 vectors; ``record`` counts 32-bit words."""
+    """Scale and minimum of 16 columns as float32 vectors, for group ``sub`` of a record; ``record`` counts
+    32-bit words."""
     half = layout.format.dtype == "f16"
     view = k.offset(tile, i32(0), 0, "float16" if half else "float32")
-    at = k.let(record * i32(2 if half else 1) + i32(layout.code_bytes // (2 if half else 4)))
+    at = k.let(record * i32(2 if half else 1) + i32((layout.code_bytes + sub * layout.group_bytes) // (2 if half else 4)))
     scale = k.let(convert(view.load(at, TILE), "float32"))
     if not layout.has_minimum:
         return scale, None
     return scale, k.let(convert(view.load(at + i32(TILE), TILE), "float32"))
 
 
-def _bits(word: Expr, shift: int, width: int) -> Expr:
-    if shift:
-        word = tirx.shift_right(word, splat(i32(shift), TILE))
-    return tirx.bitwise_and(word, splat(i32((1 << width) - 1), TILE))
-
-
 def _decode(
-    code: Expr, layout: TileLayout, scale: Expr, low: Expr | None, table: Buffer | None
+    code: Expr, layout: TileLayout, scale: Expr, low: Expr | None, table: FloatTable | None
 ) -> Expr:
-    if layout.format.family == "codebook":
-        assert table is not None
-        return tirx.BufferLoad(table.buffer, [code]) * scale
+    if table is not None:
+        return table[code] * scale
     value = convert(code, "float32")
     if low is not None:
         return fma(value, scale, low)
@@ -166,22 +176,24 @@ def _dot4(acc: Expr, a: Expr, b: Expr) -> Expr:
 
 
 def _multiply_q8(
-    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, row: Expr, rows: list[Expr],
-    acc: Buffer, ahead: int,
+    k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, numbers: list[Expr],
+    rows: list[Expr], acc: Buffer, ahead: int, table: Buffer | None,
 ) -> None:  # fmt: skip
     """Per 32 inputs: exact integer sums, then float32 with the scales of both sides."""
     assert x.header is not None
     assert x.header_int is not None
     f = layout.format
     n = len(rows)
+    integers = ByteTable(k, table) if table is not None else None
     ints = k.local(len(tiles) * n, "int32")
-    headers = [k.let((row + i32(i)) * i32(x.groups * HEADER)) for i in range(n)]
+    headers = [k.let(number * i32(x.groups * HEADER)) for number in numbers]
     span = max(f.group, GROUP)
     with k.loop(layout.k // span) as s:
         for sub in range(span // f.group):
-            g = k.let(s * i32(span // f.group) + i32(sub))
-            record = k.let(g * i32(layout.record_bytes // 4))
-            scales = [_scales(k, tile, layout, record) for tile in tiles]
+            groups = layout.record_groups
+            number = k.let(s * i32(span // f.group // groups) + i32(sub // groups))
+            record = k.let(number * i32(layout.record_bytes // 4))
+            scales = [_scales(k, tile, layout, record, sub % groups) for tile in tiles]
             for part in range(max(1, f.group // GROUP)):
                 width = min(f.group, GROUP)
                 block = k.let(s * i32(span // GROUP) + i32(part))
@@ -191,8 +203,13 @@ def _multiply_q8(
                     for j in range(len(tiles)):
                         k.store(ints, j * n + i, start)
                 first = part * GROUP if f.group >= GROUP else sub * width
+                column = k.let(s * i32(span // PIECE) + i32(first // PIECE))
+                within = sub % groups * (width // PIECE)
                 for j, tile in enumerate(tiles):
-                    _dots(k, x, tile, layout, record, part, width, s, span, first, rows, ints, j * n, ahead)
+                    words = pieces(
+                        k, tile, layout, record, i32(part), GROUP, within, width // PIECE, ahead
+                    )
+                    _dots(k, x, words, integers, column, rows, ints, j * n)
                 for i in range(n):
                     head = k.let(headers[i] + block * i32(HEADER))
                     factor = splat(x.header[head], TILE)
@@ -207,7 +224,7 @@ def _multiply_q8(
 def _start(x: Activations, layout: TileLayout, header: Expr, block: Expr, half: int) -> Expr:
     """What the integer sum starts from: the zero point's share, -zero * sum of the activations."""
     assert x.header_int is not None
-    zero = layout.format.zero if not layout.has_minimum else 0
+    zero = INTEGER_TABLE_ZERO if layout.format.family == "codebook" else layout.format.zero
     if not zero:
         return splat(i32(0), TILE)
     total = x.header_int[header + block * i32(HEADER) + i32(4 + half)]
@@ -215,29 +232,15 @@ def _start(x: Activations, layout: TileLayout, header: Expr, block: Expr, half: 
 
 
 def _dots(
-    k: Emitter, x: Activations, tile: Buffer, layout: TileLayout, record: Expr, part: int,
-    width: int, s: Expr, span: int, first: int, rows: list[Expr], ints: Buffer, at_int: int,
-    ahead: int,
+    k: Emitter, x: Activations, words: Iterator[Expr], table: ByteTable | None, column: Expr,
+    rows: list[Expr], ints: Buffer, at_int: int,
 ) -> None:  # fmt: skip
-    per_word = 8 if layout.code_bits == 4 else 4
-    words = width // per_word
-    column = k.let(s * i32(span // 4) + i32(first // 4))
-    nibbles = splat(i32(0x0F0F0F0F), TILE)
-    for z in range(words):
-        at = k.let(record + i32((part * words + z) * TILE))
-        word = k.let(tile.load(at, TILE))
-        if ahead:
-            k.prefetch(tile, at, ahead)
-        if per_word == 8:
-            low = k.let(tirx.bitwise_and(word, nibbles))
-            high = k.let(tirx.bitwise_and(tirx.shift_right(word, splat(i32(4), TILE)), nibbles))
-            pieces = [(low, 2 * z), (high, 2 * z + 1)]
-        else:
-            pieces = [(word, z)]
+    """Dot products of pieces of weights with the words of x from ``column`` on."""
+    for z, word in enumerate(words):
+        codes = word if table is None else k.let(table[word])
         for i, at_row in enumerate(rows):
-            for codes, offset in pieces:
-                b = splat(x.data[at_row + column + i32(offset)], TILE)
-                k.store(ints, at_int + i, _dot4(ints[at_int + i], codes, b))
+            b = splat(x.data[at_row + column + i32(z)], TILE)
+            k.store(ints, at_int + i, _dot4(ints[at_int + i], codes, b))
 
 
 # ---- bf16 activations and weights ------------------------------------------------------------------

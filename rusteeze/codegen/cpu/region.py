@@ -127,6 +127,13 @@ class RegionRow:
         for o in outputs:
             self.bound.store(o, self.row, (*self.outer, column), env)
 
+    def rounded_row(self) -> Expr:
+        """The row's number among rounded rows, which follow each other over all outer axes."""
+        number = self.row
+        for extent, position in zip(self.bound.shape, self.outer, strict=False):
+            number = number * i32(extent) + position
+        return number
+
     def write(self, compute: Compute, outputs: Sequence[int]) -> None:
         """Compute the row and write its outputs, a vector (or an element) at a time."""
         k, region, width = self.bound.k, self.bound.region, self.bound.shape[-1]
@@ -145,7 +152,7 @@ class RegionRow:
             starts = range(0, GROUP, LANES)
             envs = [step(k.let(g * i32(GROUP) + i32(start)), LANES) for start in starts]
             for o in rounded:
-                self.bound.store_group(o, self.row, g, [env[region.computed(o)] for env in envs])
+                self.bound.store_group(o, self.rounded_row(), g, [env[region.computed(o)] for env in envs])
 
 
 def columns(k: Emitter, width: int, body: Callable[[Expr, int], object]) -> None:

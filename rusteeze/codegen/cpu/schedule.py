@@ -80,11 +80,17 @@ class Table(Protocol):
 def choose(key: MatmulKey, isa: Isa, tables: Sequence[Table]) -> Schedule:
     """The schedule of the first table that has one, else the fallback."""
     found = (table.find(key, isa.name) for table in tables)
-    return next((s for s in found if s is not None), fallback(isa, key.activation))
+    return next((s for s in found if s is not None), fallback(isa, key.activation, key.format))
 
 
-def fallback(isa: Isa, activation: str) -> Schedule:
+# sums of one row wait for each other where a vector of codes is several steps of the same sum
+_CODES_OF_FLOATS = ("float8", "codebook")
+
+
+def fallback(isa: Isa, activation: str, format: str = "") -> Schedule:
     """What does well everywhere; the last rule."""
+    if activation != "q8" and format.startswith(_CODES_OF_FLOATS):
+        return Schedule(isa.row_tiles, block_tiles=4, accumulators=4)
     if activation == "f32":  # bound by arithmetic on decoded weights
         return Schedule(isa.row_tiles, prefetch_bytes=0, prefetch_bytes_one_row=0)
     if activation == "bf16":  # with one row the hardware's own prefetching does as well (measured)

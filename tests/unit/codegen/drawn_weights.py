@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rusteeze.weights import Affine, Codebook, Dense, Weight, parse_format
+from rusteeze.weights import Affine, Codebook, Dense, Float8, Weight, parse_format
+from rusteeze.weights.e4m3 import NAN_CODE
 from rusteeze.weights.formats import SCALE_DTYPES
 
 
@@ -20,7 +21,13 @@ def draw_weight(format: str, shape: tuple[int, ...], rng: np.random.Generator) -
     scale = (rng.uniform(0.5, 2, groups) * size).astype(SCALE_DTYPES[f.dtype])
     if f.family == "codebook":
         table = np.sort(rng.standard_normal(16) * 8).astype(np.float32)
+        if f.integral:
+            table = np.array([-128, 127, *rng.integers(-128, 128, 14)], np.float32)
+            scale /= 8
         return Codebook(f.group, codes, table, scale)
+    if f.family == "float8":
+        codes[codes & 127 == NAN_CODE] = 0
+        return Float8(f.group, codes, scale * 4)
     if f.symmetric:
         return Affine(f.bits, f.group, codes, scale, zero=f.zero)
     minimum = -(scale * np.float32((1 << f.bits) / 2)).astype(scale.dtype)

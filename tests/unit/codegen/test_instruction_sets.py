@@ -56,6 +56,8 @@ def typical_graph() -> tuple[Graph, dict[str, Weight]]:
     q, k = (graph.add("rope", x, table, table, width=32) for x in heads[:2])
     a = graph.add("attention", q, k, heads[2], None, layer=0, scale=0.2, softcap=5.0)
     x = graph.add("add", x, product(graph.add("reshape", a, shape=(TOKENS, WIDTH)), "codebook4g32-f16"))
+    for how in (("float8g64-f32", "bf16"), ("codebook4g32i-f16", "int8"), ("affine3g16m-f32", "int8")):
+        x = graph.add("add", x, product(h, *how))
     for op in UNARY:
         x = graph.add(op, graph.add("layer_norm", x, None, None, eps=1e-5))
     x = graph.add("gather_rows", graph.add("remainder", x, static("f32", WIDTH)), rows)
@@ -83,9 +85,9 @@ def instructions(module) -> set[str]:
 
 
 EXPECTED = {
-    V4: {"vpdpbusd", "vdpbf16ps", "vcvtneps2bf16", "vcvtph2ps", "vfmadd231ps"},
-    V3: {"vpmaddubsw", "vcvtph2ps", "vfmadd231ps"},
-    NEON: {"sdot", "fcvtl", "fmla"},
+    V4: {"vpdpbusd", "vdpbf16ps", "vcvtneps2bf16", "vcvtph2ps", "vfmadd231ps", "vpermi2b", "vpshufb", "vpermps"},
+    V3: {"vpmaddubsw", "vcvtph2ps", "vfmadd231ps", "vpshufb", "vpermps"},
+    NEON: {"sdot", "fcvtl", "fmla", "tbl"},
 }
 # AMD's own: XOP, FMA4, TBM, SSE4a, 3DNow, and clzero
 AMD_ONLY = re.compile(

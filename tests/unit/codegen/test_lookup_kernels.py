@@ -15,11 +15,12 @@ from rusteeze.ir.types import ROWS, TOKENS, DType, TensorType
 from rusteeze.weights import Weight
 
 VOCABULARY = 37  # no multiple of a tile
-NUM_TOKENS = 9
+NUM_TOKENS, MANY_TOKENS = 9, 36
 EXPERTS, TOP, WIDTH = 5, 2, 64
 TABLES = (
     "affine4g32m-f16", "affine8g32s-f16", "affine4g16s-f32", "affine2g64s1-f16", "affine6g16m-f32",
-    "codebook4g32-f16", "f32", "f16", "bf16",
+    "codebook4g32-f16", "affine3g16m-f16", "affine5g32s-f32", "codebook4g16i-f32", "float8g16-f32", "f32", "f16",
+    "bf16",
 )  # fmt: skip
 TIED = (("affine4g32m-f16", 64), ("f32", 39), ("f16", 39), ("bf16", 39), ("bf16", 64))
 
@@ -75,7 +76,7 @@ def add_experts(s: Lookups) -> None:
     late = s("gather_rows", chosen, s.rows)
     bias = s.weight("f32", EXPERTS, 43)
     rounded = {"int8": s("quantize", x), "bf16": s("quantize", x, to="bf16")}
-    for format in ("f32", "f16", "bf16", "affine4g32m-f16", "codebook4g32-f16"):
+    for format in ("f32", "f16", "bf16", "affine4g32m-f16", "codebook4g32-f16", "affine6g32s-f16", "float8g64-f32"):
         w = s.weight(format, EXPERTS, 43, WIDTH)
         s.out(f"experts {format}", 2e-6, s("expert_linear", x, chosen, w, bias))
         s.out(f"experts {format}, by choice", 2e-6, s("expert_linear", by_choice, chosen, w, None))
@@ -85,6 +86,8 @@ def add_experts(s: Lookups) -> None:
     for format, kind in (("affine4g16m-f32", "int8"), ("affine8g32s-f16", "int8"), ("bf16", "bf16")):
         w = s.weight(format, EXPERTS, 16, WIDTH)
         s.out(f"experts {format}, {kind}", 1e-5, s("expert_linear", rounded[kind], chosen, w, None))
+        by = s("quantize", by_choice, to=kind)
+        s.out(f"experts {format}, {kind}, by choice", 1e-5, s("expert_linear", by, chosen, w, None))
     s.out("experts of rows", 2e-6, s("expert_linear", few, late, s.weight("f32", EXPERTS, 7, 32), None))
     one = s("slice", chosen, axis=1, start=1, stop=2)
     s.out("one expert", 2e-6, s("expert_linear", x, one, s.weight("f32", EXPERTS, 20, WIDTH), None))
@@ -98,6 +101,22 @@ def lookups(isa: Isa, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     runner = GraphRunner(s.graph, s.weights, isa, tmp_path_factory.mktemp("lookups"))
     yield s, runner
     runner.executor.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_experts_do_not_see_how_many_tokens_they_have(lookups, threads):
+    """Pairs are sorted by expert and multiplied in blocks of any size: every token's result stays the same."""
+    s, runner = lookups
+    runner.use_threads(threads)
+    ids = np.random.default_rng(2).integers(0, VOCABULARY, MANY_TOKENS)
+    every, wanted = runner.run(tokens(ids)), runner.interpret(tokens(ids))
+    for (name, limit), found, right in zip(s.limits, every, wanted, strict=True):
+        assert relative_error(found, right) <= limit, name
+    runner.restart()
+    for part in (slice(0, 1), slice(1, 6), slice(6, 36)):
+        for (name, _), some, all_of in zip(s.limits, runner.run(tokens(ids[part])), every, strict=True):
+            if name != "by row":
+                np.testing.assert_array_equal(some, all_of[part], err_msg=name)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -21,19 +21,28 @@ FEW, MANY = 8, 75  # columns: threads share rows, threads share columns
 INTEGERS = (
     "affine4g32m-f16", "affine8g32s-f16", "affine4g16m-f32", "affine2g16s1-f16", "affine3g32s5-f32",
     "affine1g128m-f16", "affine5g64s-f32", "affine6g16s33-f16", "affine7g32m-f32", "affine8g256s127-f16",
+    "affine2g128m-f16", "affine3g16m-f16", "affine3g128s-f32", "affine5g16m-f32", "affine6g32m-f16",
+    "codebook4g32i-f16", "codebook4g16i-f32", "codebook4g128i-f32",
 )  # fmt: skip
-DECODED = (*INTEGERS[:4], "affine5g64s-f32")  # into float32, in registers
-FLOATS = ("f32", "f16", "bf16", "codebook4g64-f16")
+DECODED = (*INTEGERS[:5], "affine5g64s-f32", "affine6g16s33-f16", "affine3g16m-f16", "codebook4g32i-f16")
+FLOAT8 = ("float8g128-f32", "float8g32-f32", "float8g512-f32", "float8g4-f32")
+FLOATS = ("f32", "f16", "bf16", "codebook4g64-f16", *FLOAT8)
 # (weight format, what activations are rounded to, K, N)
 CASES = [
     *((f, "", WIDTH, MANY) for f in (*DECODED, *FLOATS)),
     *((f, "int8", WIDTH, MANY) for f in INTEGERS),
-    ("bf16", "bf16", WIDTH, MANY),
+    *((f, "bf16", WIDTH, MANY) for f in ("bf16", *FLOAT8)),
     *((f, "", 39, MANY) for f in ("f32", "f16", "bf16")),
     ("affine4g32m-f16", "", 96, FEW),
     ("affine4g32m-f16", "int8", 96, FEW),
     ("affine8g16m-f16", "int8", 32, 1),
     ("bf16", "bf16", 96, FEW),
+    ("float8g96-f32", "bf16", 96, FEW),
+    ("float8g16-f32", "", 48, FEW),
+    ("affine3g16s-f16", "", 48, MANY),  # three groups: no pairs of them
+    ("affine5g24m-f32", "", 48, MANY),
+    ("affine3g16s-f16", "int8", 96, FEW),
+    ("codebook4g32i-f16", "int8", 96, FEW),
     ("f32", "", 1, 16),
 ]
 EXACT, ROUNDED = 2e-6, 1e-5  # of the largest result

@@ -75,5 +75,5 @@ def test_common_formats_keep_their_names():
     names = {t.name: str(format_of_type(t)) for t in (T.Q4_0, T.Q4_1, T.Q8_0, T.Q4_K, T.Q6_K, T.IQ4_NL)}
     assert names == {
         "Q4_0": "affine4g32s-f16", "Q4_1": "affine4g32m-f16", "Q8_0": "affine8g32s-f16",
-        "Q4_K": "affine4g32m-f32", "Q6_K": "affine6g16s-f32", "IQ4_NL": "codebook4g32-f16",
+        "Q4_K": "affine4g32m-f32", "Q6_K": "affine6g16s-f32", "IQ4_NL": "codebook4g32i-f16",
     }  # fmt: skip

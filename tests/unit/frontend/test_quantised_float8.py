@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def test_every_code():
     np.testing.assert_array_equal(E4M3, wanted)
 
 
-@pytest.mark.parametrize("shape", [(300, 260), (128, 128), (7, 513), (3, 140, 150)])
+@pytest.mark.parametrize("shape", [(300, 264), (128, 128), (7, 513), (20, 260), (3, 140, 160), (3, 140, 100)])
 @pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16, torch.float8_e8m0fnu])
 def test_blocks_of_ragged_matrices(shape, scale_dtype, tmp_path):
     torch.manual_seed(0)
@@ -35,8 +37,9 @@ def test_blocks_of_ragged_matrices(shape, scale_dtype, tmp_path):
     weight = read(tmp_path, "fp8", tensors, weight_block_size=[128, 128])["m.weight"]
     wanted = _dequantize_fp8_weight(codes, scale.float(), [128, 128], torch.float32)
     np.testing.assert_array_equal(weight.load().to_f32(), wanted.numpy())
-    powers = scale_dtype is torch.float8_e8m0fnu
-    assert weight.format == weight.load().format == ("bf16" if powers else "f32")
+    group = math.gcd(shape[-1], 128) if shape[-1] > 128 else shape[-1]
+    stays = group >= 8 and group % 4 == 0
+    assert weight.format == weight.load().format == (f"float8g{group}-f32" if stays else "f32")
 
 
 def test_one_scale_for_all(tmp_path):
@@ -47,18 +50,18 @@ def test_one_scale_for_all(tmp_path):
 
 
 FOLDERS = {
-    "blocks": (BLOCKS, float8_packer(INV, 48, 40), "f32"),
-    "blocks, powers of two": (BLOCKS, float8_packer(INV, 48, 40, powers=True), "bf16"),
-    "fbgemm": ({"quant_method": "fbgemm_fp8"}, float8_packer(SCALE, 1, None), "f32"),
-    "channel": (FLOAT, float8_packer(SCALE, 1, None), "f32"),
-    "tensor": (FLOAT, float8_packer(SCALE, None, None), "f32"),
+    "blocks": (BLOCKS, float8_packer(INV, 48, 40), "float8g8-f32"),
+    "blocks, powers of two": (BLOCKS, float8_packer(INV, 48, 40, powers=True), "float8g8-f32"),
+    "fbgemm": ({"quant_method": "fbgemm_fp8"}, float8_packer(SCALE, 1, None), "float8g64-f32"),
+    "channel": (FLOAT, float8_packer(SCALE, 1, None), "float8g64-f32"),
+    "tensor": (FLOAT, float8_packer(SCALE, None, None), "float8g64-f32"),
     "compressed blocks": (
         compressed_table("float-quantized", num_bits=8, type="float", block_structure=[48, 40]),
-        float8_packer(SCALE, 48, 40), "f32",
+        float8_packer(SCALE, 48, 40), "float8g8-f32",
     ),
     "compressed groups": (
         compressed_table("float-quantized", num_bits=8, type="float", group_size=32),
-        float8_packer(SCALE, 1, 32), "f32",
+        float8_packer(SCALE, 1, 32), "float8g32-f32",
     ),
 }  # fmt: skip
 

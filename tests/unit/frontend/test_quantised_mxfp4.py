@@ -26,7 +26,7 @@ def test_experts(shape, tmp_path):
     wanted = convert_moe_packed_tensors(tensors["p_blocks"], tensors["p_scales"], dtype=torch.float32)
     experts, n, groups = shape
     assert weight.shape == weight.load().shape == (experts, groups * 32, n)
-    assert weight.format == weight.load().format == "bf16"
+    assert weight.format == weight.load().format == "codebook4g32it-f32"
     np.testing.assert_array_equal(weight.load().to_f32(), wanted.numpy())
 
 

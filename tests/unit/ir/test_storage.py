@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rusteeze.ir import Graph, parse_type
-from rusteeze.ir.storage import is_quantized, stored_format
+from rusteeze.ir.storage import is_quantized, rounding_for, stored_format
 
 FOUR_BITS = "affine4g32m-f16"
 
@@ -30,9 +30,28 @@ def test_other_expressions_are_plain():
     assert stored_format(g.add("neg", b)) == "f32"
 
 
+def test_a_weight_that_is_stored_transposed_keeps_its_codes_when_it_is_turned_back():
+    g = Graph()
+    w = g.weight("w", parse_type("f32[2,64,64]"), "codebook4g32it-f32")
+    assert stored_format(g.add("permute", w, perm=(0, 2, 1))) == "codebook4g32i-f32"
+    assert stored_format(g.add("permute", w, perm=(2, 0, 1))) == "f32"
+    assert stored_format(g.add("slice", w, axis=0, start=0, stop=1)) == "f32"
+
+
+@pytest.mark.parametrize(
+    ("format", "rounding"),
+    [
+        ("affine3g32m-f16", "int8"), ("codebook4g32i-f16", "int8"), ("codebook4g32it-f32", "int8"),
+        ("codebook4g64-f32", None), ("float8g128-f32", "bf16"), ("bf16", "bf16"), ("f16", None),
+    ],
+)  # fmt: skip
+def test_roundings(format, rounding):
+    assert rounding_for(format) == rounding
+
+
 @pytest.mark.parametrize(
     ("format", "quantized"),
-    [("affine8g32s-f16", True), ("codebook4g32-f32", True), ("bf16", False), ("", False)],
+    [("affine8g32s-f16", True), ("codebook4g32-f32", True), ("float8g64-f32", True), ("bf16", False), ("", False)],
 )
 def test_quantized_formats(format, quantized):
     assert is_quantized(format) is quantized

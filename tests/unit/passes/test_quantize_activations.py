@@ -80,6 +80,17 @@ def test_experts_too():
     assert [n.op.name for n in graph.nodes] == ["quantize", "expert_linear"]
 
 
+def test_what_each_choice_of_experts_gives_is_rounded_too():
+    text = """graph @main(%x: f32[T,2,64], %i: i32[T,2]) {
+  @w : f32[4,32,64] = "affine4g32m-f16"
+  %0 = expert_linear(%x, %i, @w, _) : f32[T,2,32]
+  return %0
+}
+"""
+    graph, _ = quantized(text)
+    assert [n.op.name for n in graph.nodes] == ["quantize", "expert_linear"]
+
+
 def test_nothing_is_rounded_twice():
     graph, _ = quantized(graph_of("affine4g32m-f16", "affine4g32m-f16"))
     assert QuantizeActivations().run(graph).matches == 0

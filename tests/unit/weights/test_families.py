@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rusteeze.weights import Affine, Codebook, Dense, concat_rows, parse_format, stack
+from rusteeze.weights import Affine, Codebook, Dense, Float8, concat_rows, parse_format, stack
 
 RNG = np.random.default_rng(0)
 TABLE = np.linspace(-1, 1, 16, dtype=np.float32)
@@ -34,7 +34,11 @@ def codebook(*shape, group=8):
     return Codebook(group, codes(*shape), TABLE, scales(*shape[:-1], shape[-1] // group))
 
 
-MAKERS = [dense, affine, symmetric, codebook]
+def float8(*shape, group=8):
+    return Float8(group, codes(*shape, bits=6), scales(*shape[:-1], shape[-1] // group, dtype=np.float32))
+
+
+MAKERS = [dense, affine, symmetric, codebook, float8]
 each_family = pytest.mark.parametrize("make", MAKERS)
 
 
@@ -53,6 +57,34 @@ def test_symmetric_affine_means_scale_times_code_minus_zero():
 def test_codebook_means_scale_times_entry():
     w = Codebook(2, np.array([[0, 15, 1, 0]], np.uint8), TABLE, np.float16([[1, -2]]))
     np.testing.assert_array_equal(w.to_f32(), [[-1, 1, -2 * TABLE[1], 2]])
+
+
+def test_float8_means_scale_times_number():
+    w = Float8(4, np.array([[0x00, 0x01, 0x38, 0xFE]], np.uint8), np.float32([[2]]))
+    assert w.to_f32().tolist() == [[0, 2 * 2**-9, 2, -896]]
+    assert w.format == "float8g4-f32"
+
+
+def test_a_transposed_codebook_is_the_other_one_with_its_axes_swapped():
+    w = codebook(3, 6, 16)
+    other = w.transpose()
+    assert other.shape == (3, 16, 6)
+    assert other.format == "codebook4g8t-f16"
+    np.testing.assert_array_equal(other.to_f32(), w.to_f32().swapaxes(-1, -2))
+    np.testing.assert_array_equal(other.expert(1).to_f32(), w.to_f32()[1].T)
+    assert other.transpose().format == w.format
+    for cut in (lambda: other.rows(0), lambda: concat_rows([other, other])):
+        with pytest.raises(ValueError, match="transposed"):
+            cut()
+
+
+@pytest.mark.parametrize(
+    ("table", "integral"),
+    [(np.arange(-8, 8), True), (TABLE, False), (np.arange(120, 136), False), (np.arange(16) - 128, True)],
+)
+def test_codebooks_of_small_integers_say_so(table, integral):
+    w = Codebook(8, codes(2, 16), table.astype(np.float32), scales(2, 2))
+    assert w.layout.integral is integral
 
 
 def test_bf16_bits_are_the_upper_half_of_f32():
@@ -132,6 +164,7 @@ def test_different_formats_do_not_join():
         lambda: Affine(4, 8, codes(2, 16).astype(np.int8), scales(2, 2)),
         lambda: Affine(4, 8, codes(2, 16), scales(2, 2, dtype=np.float64)),
         lambda: Codebook(8, codes(2, 16), TABLE[:8], scales(2, 2)),
+        lambda: Float8(8, codes(2, 16), scales(2, 2)),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(build):
