@@ -72,7 +72,8 @@ class Probe:
         self.bind(v for v in node.inputs() if v.node is None)
         operands = [self.known[v] if v is not None else None for v in node.operands]
         with np.errstate(all="ignore"):
-            self.known.update(zip(node.results, evaluate(node, operands), strict=True))
+            found = evaluate(node, operands, KVState([(0, SIZES[TOKENS])]))
+            self.known.update(zip(node.results, found, strict=True))
 
 
 def in_order(nodes: list[Node]) -> list[Node]:
@@ -138,7 +139,9 @@ def _outputs(graph: Graph, inputs: dict[str, Array], weights: dict[str, Array]) 
 
 
 def signature(value: Value, captured: Iterable[Value]) -> tuple[Any, ...]:
-    """Equal for two expressions that do the same to captured values of the same types."""
+    """Equal for two expressions that do the same to captured values of the same types.
+
+    Which layer's cache an attention uses is left out: it is empty when an expression is run."""
     number: dict[Value, Any] = {v: ("capture", i, str(v.type)) for i, v in enumerate(captured)}
     rows: list[Any] = []
     for node in in_order(producers([value], number.__contains__)):
@@ -146,7 +149,7 @@ def signature(value: Value, captured: Iterable[Value]) -> tuple[Any, ...]:
             number.setdefault(v, ("leaf", len(number), str(v.type)))
         rows.append((
             node.op.name, tuple(number[v] if v is not None else None for v in node.operands),
-            tuple(node.attrs.items()), node.body.structure() if node.body else None,
+            tuple(item for item in node.attrs.items() if item[0] != "layer"), node.body.structure() if node.body else None,
         ))  # fmt: skip
         for r in node.results:
             number[r] = len(number)
