@@ -28,7 +28,8 @@ BYTES = {"f32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class Case:
-    """One attention: query heads, width of a key, of the values in it, whether both are rotated by the kernel."""
+    """One attention: query heads, width of a key, of the values in it, whether the kernel rotates both, to
+    what it rounds results for a product with one weight a head."""
 
     heads: int
     width: int
@@ -124,7 +125,7 @@ def test_attention_is_that_of_the_interpreter(runner, tile, cache, threads):
         for case, pair in zip(GRAPHS[tile], runner.pairs(step), strict=True):
             worst[case] = max(worst[case], relative_error(*pair))
     # rounding of results may tip to the other side where a sum differs in the last bit
-    limits = {c: 2e-2 if c.rounded or c.rotated and cache == "bf16" else LIMITS[cache] for c in worst}
+    limits = {c: 2e-2 if c.rounded or (c.rotated and cache == "bf16") else LIMITS[cache] for c in worst}
     assert {c: e for c, e in worst.items() if e > limits[c]} == {}
 
 
