@@ -29,7 +29,7 @@ class _Sizes:
 
     @staticmethod
     def of(match: Match) -> _Sizes:
-        _, heads, both = match.attrs["heads"]  # type: ignore[misc]
+        _, heads, both = match.attrs["heads"]  # type: ignore[misc, str-unpack]
         nope: int = match.attrs["n"]  # type: ignore[assignment]
         rank, rope = (int(match.values[v].type.shape[-1]) for v in ("x", "p"))
         return _Sizes(int(heads), rank, nope, rope, int(both) - nope)
@@ -103,12 +103,12 @@ ABSORB = Rule(
 
 def _is_before_rotation(match: Match) -> bool:
     x = match.values["x"].type.shape[-1]
-    return int(match.attrs["stop"]) <= int(x) - int(match.attrs["w"])  # type: ignore[call-overload, arg-type]
+    return int(match.attrs["stop"]) <= int(x) - int(match.attrs["w"])  # type: ignore[arg-type]
 
 
 def _is_rotation(match: Match) -> bool:
     x = match.values["x"].type.shape[-1]
-    return (match.attrs["start"], match.attrs["stop"]) == (int(x) - int(match.attrs["w"]), x)  # type: ignore[call-overload, arg-type]
+    return (match.attrs["start"], match.attrs["stop"]) == (int(x) - int(match.attrs["w"]), x)  # type: ignore[arg-type]
 
 
 PARTS_OF_ROTATIONS = [

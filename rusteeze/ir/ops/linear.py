@@ -42,7 +42,7 @@ def _infer_block_linear(x: TensorType, w: TensorType) -> TensorType:
 
 def _block_linear(x: Array, w: Array) -> Array:
     blocks = x.astype(np.float32).reshape(len(x), w.shape[0], w.shape[2])
-    y = np.matmul(blocks[:, :, None], w.astype(np.float32).transpose(0, 2, 1))
+    y: Array = np.matmul(blocks[:, :, None], w.astype(np.float32).transpose(0, 2, 1))
     return y.reshape(len(x), -1)
 
 
