@@ -87,10 +87,18 @@ def test_attention_of_another_kind_is_left_alone(attrs):
     assert CacheLatents().run(parse(text)).matches == 0
 
 
-def test_a_rewrite_that_changes_results_is_declined(monkeypatch):
-    """The check on drawn data notices values that are taken from the wrong rows of the weight."""
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("start=?n, stop=?end})) {shape=?out}", "start=0, stop=?five})) {shape=?out}"),
+        ("start=0, stop=?n}) {perm=[0, 2, 1]}", "start=?five, stop=?end}) {perm=[0, 2, 1]}"),
+    ],
+    ids=["values", "keys"],
+)
+def test_a_rewrite_that_changes_results_is_declined(monkeypatch, right, wrong):
+    """The check on drawn data notices when the wrong rows of the weight make values or keys."""
     rule = cache_latents.ABSORB
-    wrong = rule.equation.replace("start=?n, stop=?end})) {shape=?out}", "start=0, stop=?five})) {shape=?out}")
+    wrong = rule.equation.replace(right, wrong)
     assert wrong != rule.equation
     let = {**rule.let, "five": lambda _: 5}
     monkeypatch.setattr(cache_latents, "ABSORB", Rule(wrong, where=rule.where, let=let))
