@@ -44,7 +44,7 @@ def _size(compute: Callable[[_Sizes], AttrValue]) -> Callable[[Match], AttrValue
 
 
 def _rows(*dims: str) -> Callable[[Match], AttrValue]:
-    """The shape of one row per token: products of sizes, such as "heads nope"."""
+    """The shape of one row per token: products of sizes, such as "heads nope"; of none: 1."""
 
     def shape(match: Match) -> AttrValue:
         sizes = _Sizes.of(match)
@@ -59,7 +59,7 @@ def _rows(*dims: str) -> Callable[[Match], AttrValue]:
     return shape
 
 
-def _head_of(match: Match) -> bool:
+def _is_shared(match: Match) -> bool:
     return match.values["p"].type.shape[1] == 1
 
 
@@ -84,7 +84,7 @@ ABSORB = Rule(
     " concat(reshape(x) {shape=?one}, p) {axis=-1}, _, _) {layer=?l, scale=?c, value_width=?rank})"
     f" {{shape=?latent}}, slice({_WEIGHT}) {{axis=1, start=?n, stop=?end}})) {{shape=?out}}",
     where={
-        "the rest of a key differs from head to head": _head_of,
+        "the rest of a key differs from head to head": _is_shared,
         "keys and values leave some of the product unused": _halves_meet,
         "the latent is no smaller than the heads": lambda m: _Sizes.of(m).is_smaller,
     },

@@ -40,9 +40,8 @@ def _latent_shape(node: Node, cache: str) -> LatentShape:
     assert q is not None
     assert key is not None
     if key.type.shape[1] != 1 or sinks is not None or node.attrs["window"] or node.attrs["softcap"]:
-        raise LoweringError(
-            f"values that are part of keys are read for one key head, without window, softcap and sinks: {print_node_line(node)}"
-        )
+        known = "one key head, without window, softcap and sinks"
+        raise LoweringError(f"values that are part of keys are only read of {known}: {print_node_line(node)}")
     return LatentShape(
         heads=int(q.type.shape[1]), width=int(q.type.shape[2]),
         value_width=int(node.attrs["value_width"]), scale=float(node.attrs["scale"]),  # type: ignore[arg-type, call-overload]
