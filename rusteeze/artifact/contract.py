@@ -83,7 +83,8 @@ class Buffer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Pages(msgspec.Struct, frozen=True):
-    """Bytes of one page (BLOCK_SIZE tokens) of a layer's keys and values."""
+    """Bytes of one page (BLOCK_SIZE tokens) of a layer's keys and values; 0 for values that are part of
+    the keys."""
 
     layer: int
     key_bytes: int

@@ -18,7 +18,7 @@ import numpy as np
 from rusteeze.codegen.cpu.tiles import TileLayout, pack, tile_format
 from rusteeze.ir import Value, evaluate
 from rusteeze.ir.storage import shared_format, stored_format
-from rusteeze.weights.families import Codebook, Dense, Weight, concat_rows
+from rusteeze.weights.families import Codebook, Dense, Weight, concat_rows, with_leading_axes
 from rusteeze.weights.formats import Format, parse_format
 
 Load = Callable[[str], Weight]
@@ -42,9 +42,13 @@ def load_static(value: Value, load: Load) -> Weight:
         parts = [load_static(v, load) for v in node.inputs()]
         if node.op.name == "concat":
             return concat_rows(parts)  # type: ignore[type-var]
-        if node.op.name == "slice":
-            return parts[0].rows(slice(node.attrs["start"], node.attrs["stop"]))  # type: ignore[arg-type]
         (part,) = parts
+        if node.op.name == "slice":
+            index = slice(node.attrs["start"], node.attrs["stop"])
+            leads = node.attrs["axis"] == 0 and len(part.shape) > 2
+            return part.expert(index) if leads else part.rows(index)
+        if node.op.name == "reshape":
+            return with_leading_axes(part, [int(d) for d in node.result.type.shape[:-1]])
         if isinstance(part, Codebook):
             return part.transpose()
         assert isinstance(part, Dense)

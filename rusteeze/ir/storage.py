@@ -1,6 +1,6 @@
 """In which format a static value is stored, as far as the graph says.
 
-A weight has a format; rows that are joined or cut keep it; whatever else is computed from weights is
+A weight has a format; rows that are joined, cut or stacked keep it; whatever else is computed from weights is
 plain float32.
 """
 
@@ -23,8 +23,8 @@ def stored_format(value: Value) -> str:
 
 
 def shared_format(node: Node) -> str | None:
-    """The format of all operands, if the node keeps it: it only joins or cuts rows, or moves elements
-    that are numbers of their own, or undoes that a weight is stored transposed."""
+    """The format of all operands, if the node keeps it: it only joins, cuts or stacks rows, or moves
+    elements that are numbers of their own, or undoes that a weight is stored transposed."""
     formats = {stored_format(v) for v in node.inputs()}
     if len(formats) != 1:
         return None
@@ -52,6 +52,12 @@ def rounding_for(format: str) -> str | None:
 def _keeps_format(node: Node, format: str) -> bool:
     if _TRANSPOSED.fullmatch(format):
         return False
-    if node.op.name in ("concat", "slice"):
-        return node.attrs["axis"] == 0 and node.attrs.get("step", 1) == 1
+    before, after = next(node.inputs()).type, node.results[0].type
+    if node.op.name == "concat":
+        return node.attrs["axis"] == 0 and before.rank < 3
+    if node.op.name == "slice":
+        axis: int = node.attrs["axis"]  # type: ignore[assignment]
+        return (axis == 0 or axis % before.rank == before.rank - 2) and node.attrs["step"] == 1
+    if node.op.name == "reshape":
+        return min(before.rank, after.rank) > 1 and before.shape[-1] == after.shape[-1]
     return node.op.name == "permute" and not is_quantized(format)

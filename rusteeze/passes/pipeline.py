@@ -15,6 +15,7 @@ from rusteeze.ir.graph import Graph
 from rusteeze.ir.text import print_graph
 from rusteeze.ir.verify import VerifyError, verify
 from rusteeze.observe import GRAPHS, PASSES, RULES, Observer
+from rusteeze.passes.cache_latents import CacheLatents
 from rusteeze.passes.canonicalize import Canonicalize
 from rusteeze.passes.fuse import Fuse
 from rusteeze.passes.fuse_linears import FuseLinears
@@ -27,8 +28,8 @@ from rusteeze.passes.share_key_heads import ShareKeyHeads
 from rusteeze.passes.sink_gather_rows import SinkGatherRows
 
 PASS_TYPES: tuple[type[Pass], ...] = (
-    Canonicalize, RaiseRope, RaiseNorms, RaiseActivations, ShareKeyHeads, SinkGatherRows,
-    FuseLinears, QuantizeActivations, Fuse,
+    Canonicalize, RaiseRope, RaiseNorms, RaiseActivations, ShareKeyHeads, CacheLatents,
+    SinkGatherRows, FuseLinears, QuantizeActivations, Fuse,
 )  # fmt: skip
 
 
@@ -40,6 +41,7 @@ def raising(tables: Mapping[str, np.ndarray] | None = None) -> list[Pass]:
         RaiseNorms(),
         RaiseActivations(),
         ShareKeyHeads(),
+        CacheLatents(),
         Canonicalize(),
     ]
 

@@ -11,6 +11,7 @@ from rusteeze.ir.storage import rounding_for, stored_format
 from rusteeze.passes.pass_base import Pass, PassResult
 
 EQUATION = "linear(x, w) => linear(quantize(x), w)"
+WEIGHT_OPERAND = {"linear": 1, "block_linear": 1, "expert_linear": 2}
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,13 @@ class QuantizeActivations(Pass):
         return PassResult(tuple(firings), tuple(refusals))
 
     def _rounding(self, node: Node) -> str | None:
-        if node.op.name not in ("linear", "expert_linear"):
+        if node.op.name not in WEIGHT_OPERAND:
             return None
-        weight = node.operands[1 if node.op.name == "linear" else 2]
-        assert weight is not None
-        return rounding_for(stored_format(weight))
+        return rounding_for(stored_format(_weight(node)))
 
     def _reason_against(self, node: Node, kind: str | None) -> str | None:
         """Why not; "" for nodes that are no candidates; None if all is well."""
-        if node.op.name not in ("linear", "expert_linear"):
+        if node.op.name not in WEIGHT_OPERAND:
             return ""
         x = node.operands[0]
         assert x is not None
@@ -66,9 +65,16 @@ class QuantizeActivations(Pass):
             return ""
         if kind is None or not {"int8": self.int8, "bf16": self.bf16}[kind]:
             return f"activations are not rounded {'to ' + kind if kind else 'for such a weight'}"
-        width = x.type.shape[-1]
+        # a group lies in one block
+        width = _weight(node).type.shape[-1] if node.op.name == "block_linear" else x.type.shape[-1]
         if not isinstance(width, int) or width % self.group:
             return f"{width} elements are no multiple of {self.group}"
         if x.type.rank != 2 and (node.op.name != "expert_linear" or x.type.rank != 3):
             return "only rows of one axis are rounded, and those of experts"
         return None
+
+
+def _weight(node: Node) -> Value:
+    weight = node.operands[WEIGHT_OPERAND[node.op.name]]
+    assert weight is not None
+    return weight

@@ -19,7 +19,7 @@ from rusteeze.passes.rope_hypotheses import LAYOUTS, Rotation, layouts_of, recog
 EQUATION = "rotation by execution => rope(x, cos, sin)"
 # A rotation reads its input through these only, so the common source of what it reads is its input.
 MOVES = ("reshape", "slice", "permute", "concat", "neg", "broadcast_to", "cast")
-BARRIERS = ("linear", "expert_linear", "attention", "rope")
+BARRIERS = ("linear", "block_linear", "expert_linear", "attention", "rope")
 MAX_CONE = 64  # nodes; the longest known spelling has about twenty
 
 

@@ -13,7 +13,7 @@ from rusteeze.passes.pass_base import Pass, PassResult
 
 EQUATION = "gather_rows(op(x), rows) => op(gather_rows(x, rows))"
 TOKENWISE = {"rms_norm", "layer_norm", "quantize", "glu", "softcap"}
-PRODUCTS = {"linear", "expert_linear"}
+PRODUCTS = {"linear", "block_linear", "expert_linear"}
 ALONG_AXIS = {"slice", "concat", "softmax", "cumsum", "topk", "sum", "mean", "max", "min"}
 
 

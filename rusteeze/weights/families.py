@@ -252,6 +252,11 @@ def stack(parts: Sequence[Family]) -> Family:
     return _join(parts, np.stack)
 
 
+def with_leading_axes(weight: Family, shape: Sequence[int]) -> Family:
+    """The same rows in another arrangement: W[*shape, K]."""
+    return _each(weight, lambda a: a.reshape(*shape, a.shape[-1]))
+
+
 def _join(parts: Sequence[Family], join: Callable[[Sequence[Array]], Array]) -> Family:
     first = parts[0]
     formats = {p.format for p in parts}

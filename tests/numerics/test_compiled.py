@@ -22,7 +22,7 @@ from harness import (
 
 from rusteeze.frontend.trace import trace
 
-FAST = {"llama3.1"}
+FAST = {"llama3.1", "deepseek-v3"}
 TOLERANCE = 1e-4  # of the largest logit
 
 

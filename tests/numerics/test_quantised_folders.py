@@ -96,6 +96,10 @@ CASES: dict[str, tuple[str, Mapping[str, Any], Packer, str]] = {
     ),
     "gptq-mixtral": ("mixtral", GPTQ, gptq_packer(2, 32, symmetric=False, act_order=False), "affine2g32m-f32"),
     "gptq-8-qwen2": ("qwen1.5", GPTQ, gptq_packer(8, 32, symmetric=True, act_order=False), "affine8g32s-f16"),
+    "gptq-deepseek": (
+        "deepseek-v2", GPTQ | {"group_size": 16}, gptq_packer(4, 16, symmetric=True, act_order=False),
+        "affine4g16s-f16",
+    ),
     "awq-llama": ("llama2-gqa", AWQ, awq_packer(32), "affine4g32m-f32"),
     "awq-mistral": ("mistral", AWQ, awq_packer(32), "affine4g32m-f32"),
     "awq-mixtral": ("mixtral", AWQ, awq_packer(32), "affine4g32m-f32"),

@@ -14,8 +14,9 @@ from rusteeze.passes.pipeline import fusing, lowering, raising, run_passes
 FAST = {"llama3.1", "gemma3", "gpt-oss", "command-r-plus", "deepseek-v3", "falcon-40b", "gpt-neox"}
 SPELLINGS = {"mean", "rsqrt", "neg", "erf", "tanh", "pow", "exp", "silu", "permute", "div"}
 LEFT_OVER = {
-    "gpt2": {"permute"},  # of static weights, which are stored transposed
-    "mixtral": {"div"}, "qwen3-moe": {"div"}, "deepseek-v3": {"div"}, "phi3.5-moe": {"div"},  # routers
+    "gpt2": {"permute"}, "deepseek-v2": {"permute"},  # of static weights, which are stored transposed
+    "mixtral": {"div"}, "qwen3-moe": {"div"}, "phi3.5-moe": {"div"},  # routers
+    "deepseek-v3": {"permute", "div"},
 }  # fmt: skip
 NUM_ROTATIONS = {"gpt2": 0, "opt": 0, "cohere2": 2}
 

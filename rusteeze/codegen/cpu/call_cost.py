@@ -42,6 +42,9 @@ def _row_flops(node: Node) -> int:
     if node.op.name == "linear":
         assert node.operands[1] is not None
         return 2 * math.prod(matrix(node.operands[1]))
+    if node.op.name == "block_linear":
+        assert node.operands[1] is not None
+        return 2 * math.prod(inner_shape(node.operands[1].type))
     if node.op.name == "expert_linear":
         _, idx, _, _ = node.operands
         _, n, k = _expert_shape(node)
@@ -61,11 +64,10 @@ def _expert_shape(node: Node) -> tuple[int, int, int]:
 
 def _pair_flops(attention: Node) -> int:
     """Two products: with a key and with a value."""
-    query, _, value, _ = attention.operands
+    query = attention.operands[0]
     assert query is not None
-    assert value is not None
     heads, width = inner_shape(query.type)
-    return 2 * heads * (width + inner_shape(value.type)[1])
+    return 2 * heads * (width + inner_shape(attention.result.type)[1])
 
 
 def _arithmetic(ctx: Lowering, node: Node) -> str:

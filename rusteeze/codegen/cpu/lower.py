@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rusteeze.artifact.contract import Plan
 from rusteeze.codegen.cpu import rowwise, vector_math
 from rusteeze.codegen.cpu.lower_attention import lower_attention, lower_rope, query_tokens
+from rusteeze.codegen.cpu.lower_blocks import lower_block_linear
 from rusteeze.codegen.cpu.lower_lookups import lower_embedding, lower_expert_linear
 from rusteeze.codegen.cpu.lower_regions import (
     lower_fused,
@@ -35,6 +36,7 @@ LOWERINGS: dict[str, Callable[[Lowering, Node], None]] = {
     "broadcast_to": broadcast_to,
     "fused": lower_fused,
     "linear": lower_linear,
+    "block_linear": lower_block_linear,
     "rms_norm": lower_norm,
     "layer_norm": lower_norm,
     "quantize": lower_pointwise,

@@ -7,18 +7,24 @@ from rusteeze.codegen.cpu import rope
 from rusteeze.codegen.cpu.attention import AttentionOutput, attend
 from rusteeze.codegen.cpu.attention_cache import write_cache
 from rusteeze.codegen.cpu.attention_shape import AttentionShape
+from rusteeze.codegen.cpu.emit import Emitter
+from rusteeze.codegen.cpu.isa import Isa
+from rusteeze.codegen.cpu.latent_attention import attend_latents
+from rusteeze.codegen.cpu.latent_cache import write_latents
+from rusteeze.codegen.cpu.latent_shape import LatentShape
 from rusteeze.codegen.cpu.lowering import Lowering, LoweringError, PageSet, Pointer, at, rounding_of
 from rusteeze.codegen.cpu.rope import Rotation
 from rusteeze.codegen.views import View
 from rusteeze.ir import Graph, Node, Value, print_node_line
 
 
-def attention_shape(node: Node, cache_dtype: str) -> AttentionShape:
+def attention_shape(node: Node, cache_dtype: str) -> AttentionShape | LatentShape:
     q, key, value, sinks = node.operands
     assert q is not None
     assert key is not None
-    assert value is not None
     width = int(q.type.shape[2])
+    if value is None:
+        return _latent_shape(node, cache_dtype if width % 2 == 0 else "f32")
     return AttentionShape(
         heads=int(q.type.shape[1]), kv_heads=int(key.type.shape[1]), width=width,
         value_width=int(value.type.shape[2]), scale=float(node.attrs["scale"]),  # type: ignore[arg-type]
@@ -26,6 +32,20 @@ def attention_shape(node: Node, cache_dtype: str) -> AttentionShape:
         sinks=sinks is not None,
         # pairs of dims share a word of a bf16 page
         cache=cache_dtype if width % 2 == 0 else "f32",
+    )  # fmt: skip
+
+
+def _latent_shape(node: Node, cache: str) -> LatentShape:
+    q, key, _, sinks = node.operands
+    assert q is not None
+    assert key is not None
+    if key.type.shape[1] != 1 or sinks is not None or node.attrs["window"] or node.attrs["softcap"]:
+        known = "one key head, without window, softcap and sinks"
+        raise LoweringError(f"values that are part of keys are only read of {known}: {print_node_line(node)}")
+    return LatentShape(
+        heads=int(q.type.shape[1]), width=int(q.type.shape[2]),
+        value_width=int(node.attrs["value_width"]), scale=float(node.attrs["scale"]),  # type: ignore[arg-type, call-overload]
+        cache=cache,
     )  # fmt: skip
 
 
@@ -51,12 +71,17 @@ def lower_attention(ctx: Lowering, node: Node) -> None:
     q, key, value, sinks = (bound.get(v, v) if v is not None else None for v in attention.operands)
     assert q is not None
     assert key is not None
-    assert value is not None
     shape = attention_shape(attention, ctx.options.cache_dtype)
     layer = int(attention.attrs["layer"])  # type: ignore[call-overload]
-    ctx.pages[layer] = Pages(layer, shape.key_page_bytes, shape.value_page_bytes)
-    pages = [Pointer(PageSet("key_pages", layer)), Pointer(PageSet("value_pages", layer))]
-    _write_cache(ctx, node, key, value, shape, pages)
+    pages = [Pointer(PageSet("key_pages", layer))]
+    if isinstance(shape, LatentShape):
+        ctx.pages[layer] = Pages(layer, shape.page_bytes, 0)
+        _write_latents(ctx, node, key, shape, pages)
+    else:
+        assert value is not None
+        ctx.pages[layer] = Pages(layer, shape.key_page_bytes, shape.value_page_bytes)
+        pages.append(Pointer(PageSet("value_pages", layer)))
+        _write_cache(ctx, node, key, value, shape, pages)
     rotation, query, reads = _rotated_source(ctx, q)
     if sinks is not None:
         reads.append(at(ctx.view(sinks)))
@@ -70,10 +95,16 @@ def lower_attention(ctx: Lowering, node: Node) -> None:
         output, writes = AttentionOutput(0, rounded.kind), [Pointer(s) for s in rounded.storages]
     tokens = ctx.query_tokens
     label = f"attention_{shape.label()}_q{tokens}{_suffix(rotation)}"
+
+    def emit(k: Emitter, _isa: Isa) -> None:
+        if isinstance(shape, LatentShape):
+            attend_latents(k, shape, query.access, rotation, output)
+        else:
+            attend(k, shape, query.access, rotation, tokens, output)
+
     ctx.call(
         f"{label}_{output.kind}" if output.kind else label,
-        f"{query.access.key()}|{shape}|{rotation}|{output}",
-        lambda k, _isa: attend(k, shape, query.access, rotation, tokens, output), reads, writes, node,
+        f"{query.access.key()}|{shape}|{rotation}|{output}", emit, reads, writes, node,
     )  # fmt: skip
 
 
@@ -88,6 +119,18 @@ def _write_cache(
     ctx.call(
         label + _suffix(rotation), f"{a.key()}|{b.key()}|{rotation}",
         lambda k, _isa: write_cache(k, shape, a, b, rotation), reads, pages, node,
+    )  # fmt: skip
+
+
+def _write_latents(
+    ctx: Lowering, node: Node, key: Value, shape: LatentShape, pages: list[Pointer]
+) -> None:
+    rotation, keys, reads = _rotated_source(ctx, key)
+    reads.append(Pointer(ctx.input("slot_mapping")))
+    ctx.call(
+        f"write_latents_d{shape.width}_{shape.cache}{_suffix(rotation)}",
+        f"{keys.access.key()}|{shape}|{rotation}",
+        lambda k, _isa: write_latents(k, shape, keys.access, rotation), reads, pages, node,
     )  # fmt: skip
 
 

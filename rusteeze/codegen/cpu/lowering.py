@@ -223,7 +223,7 @@ def matmul_weights(graph: Graph) -> set[Value]:
     """Weights that some matmul reads: these are stored as tiles."""
     found: set[Value] = set()
     for node in graph.nodes:
-        if node.op.name in ("linear", "expert_linear"):
+        if node.op.name in ("linear", "block_linear", "expert_linear"):
             found.update(node.inputs())
         elif node.op.name == "fused" and node.attrs["anchor"] == "linear":
             assert node.body is not None

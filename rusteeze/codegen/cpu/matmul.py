@@ -53,8 +53,10 @@ class Blocks:
 def matmul(
     k: Emitter, x: Activations, weight: Buffer, layout: TileLayout, rows: Expr, blocks: Blocks,
     epilogue: Epilogue, schedule: Schedule, table: Buffer | None = None,
+    part: Callable[[Expr], Activations] | None = None,
 ) -> None:  # fmt: skip
-    """Emit the product of the first ``rows`` rows of x with every block of the weight's tiles."""
+    """Emit the product of the first ``rows`` rows of x with every block of the weight's tiles; ``part``
+    says which columns of x a block is multiplied with, by default all."""
 
     def run(first_row: Expr, num_rows: Expr, first_block: Expr, num_blocks: Expr) -> None:
         with k.loop(num_blocks) as b:
@@ -63,12 +65,13 @@ def matmul(
                 k.offset(weight, blocks.tile(block, j), layout.tile_bytes, "int32")
                 for j in range(blocks.width)
             ]
+            columns = part(block) if part is not None else x
             done, left = first_row, num_rows
             for r in schedule.row_tiles:
                 times = k.let(tirx.Div(left, i32(r)))
                 with k.loop(times) as q:
                     row = k.let(done + q * i32(r))
-                    _block(k, x, tiles, layout, row, r, block, epilogue, schedule, table)
+                    _block(k, columns, tiles, layout, row, r, block, epilogue, schedule, table)
                 done = k.let(done + times * i32(r))
                 left = k.let(left - times * i32(r))
 

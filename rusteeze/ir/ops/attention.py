@@ -75,9 +75,21 @@ class KVState:
         return self.keys[at], self.values[at]
 
 
+def _values_type(k: TensorType, v: TensorType | None, value_width: int) -> TensorType:
+    if v is not None:
+        if value_width:
+            raise TypeError("value_width is for values that are part of the keys")
+        return v
+    if k.rank != 3 or not 0 < value_width <= k.shape[2]:  # type: ignore[operator]
+        raise TypeError("without values wants a value_width of at most that of keys[T, Hk, D]")
+    return k.with_shape(*k.shape[:2], value_width)
+
+
 def _infer_attention(
-    q: TensorType, k: TensorType, v: TensorType, sinks: TensorType | None, **_: float
-) -> TensorType:
+    q: TensorType, k: TensorType, v: TensorType | None, sinks: TensorType | None, value_width: int,
+    **_: float,
+) -> TensorType:  # fmt: skip
+    v = _values_type(k, v, value_width)
     if not q.rank == k.rank == v.rank == 3 or q.shape[0] != k.shape[0] or k.shape[:2] != v.shape[:2]:
         raise TypeError("wants q[T, H, D], k[T, Hk, D], v[T, Hk, Dv]")
     if q.shape[2] != k.shape[2] or q.shape[1] % k.shape[1]:  # type: ignore[operator]
@@ -88,13 +100,15 @@ def _infer_attention(
 
 
 def attend(
-    q: Array, k: Array, v: Array, sinks: Array | None, *, layer: int, scale: float, window: int,
-    softcap: float, state: KVState,
+    q: Array, k: Array, v: Array | None, sinks: Array | None, *, layer: int, scale: float, window: int,
+    softcap: float, value_width: int, state: KVState,
 ) -> Array:  # fmt: skip
     """Causal attention (Vaswani et al. 2017) of the step's rows over their sequences.
 
     ``window`` > 0 lets a token see that many keys including itself; ``sinks`` adds one logit per head
-    to the softmax's denominator only."""
+    to the softmax's denominator only. Without ``v`` the values are the first ``value_width`` elements of
+    the keys as the cache holds them, which then is all that it holds."""
+    v = k[..., :value_width] if v is None else v
     out = np.empty((*q.shape[:2], v.shape[2]), np.float32)
     group = q.shape[1] // k.shape[1]
     row = 0
@@ -124,6 +138,7 @@ def attend(
 
 
 declare(
-    "attention(q, k, v, sinks?) {layer: int, scale: float, window: int = 0, softcap: float = 0.0}",
+    "attention(q, k, v?, sinks?) {layer: int, scale: float, window: int = 0, softcap: float = 0.0,"
+    " value_width: int = 0}",
     infer=_infer_attention, reference=attend, traits="stateful",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Matrix products with weights, dense and by expert, and the quantisation of activations.
+"""Matrix products with weights, dense, by block and by expert, and the quantisation of activations.
 
 ``linear`` always *means* x @ W.T (+ b) on the dequantised weight. How the weight is stored is the
 format of the weight value; whether the activations are rounded to int8 groups first is said by an
@@ -32,6 +32,22 @@ def _linear(x: Array, w: Array, b: Array | None) -> Array:
 
 
 declare("linear(x, w, b?)", infer=_infer_linear, reference=_linear)
+
+
+def _infer_block_linear(x: TensorType, w: TensorType) -> TensorType:
+    if w.rank != 3 or x.rank != 2 or x.shape[1] != w.shape[0] * w.shape[2]:  # type: ignore[operator]
+        raise TypeError("wants w[B, N, K] and x[T, B * K]")
+    return TensorType(DType.f32, (x.shape[0], w.shape[0] * w.shape[1]))  # type: ignore[operator]
+
+
+def _block_linear(x: Array, w: Array) -> Array:
+    blocks = x.astype(np.float32).reshape(len(x), w.shape[0], w.shape[2])
+    y: Array = np.matmul(blocks[:, :, None], w.astype(np.float32).transpose(0, 2, 1))
+    return y.reshape(len(x), -1)
+
+
+# Block b of the result's columns is W[b] @ block b of x's columns: a product of each head's own.
+declare("block_linear(x, w)", infer=_infer_block_linear, reference=_block_linear)
 
 
 def _infer_expert_linear(

@@ -83,3 +83,19 @@ def test_attention_reads_the_cache_and_another_call_fills_it() -> None:
     assert (attention.cached_bytes, attention.window, attention.arithmetic) == (cached, 7, "bf16")
     assert (write.pair_flops, write.cached_bytes) == (0, 0)
     assert write.row_bytes == cached + 4 * KV_HEADS * HEAD
+
+
+def test_attention_over_latents_reads_them_once() -> None:
+    graph = Graph()
+    ids = graph.input("input_ids", TensorType(DType.i32, (TOKENS,)))
+    x, key = (graph.add("embedding", ids, weight(graph, f"t{n}", VOCABULARY, n)) for n in (HEADS * WIDTH, WIDTH))
+    q = graph.add("reshape", x, shape=(TOKENS, HEADS, WIDTH))
+    k = graph.add("reshape", key, shape=(TOKENS, 1, WIDTH))
+    values = WIDTH // 2
+    out = graph.add("attention", q, k, None, None, layer=0, scale=1.0, value_width=values)
+    out = graph.add("reshape", out, shape=(TOKENS, HEADS * values))
+    graph.outputs = [graph.add("block_linear", out, weight(graph, "w", HEADS, OUT, values))]
+    found = costs(graph, "bf16")
+    assert found["attention"].pair_flops == 2 * HEADS * (WIDTH + values)
+    assert found["attention"].cached_bytes == 2 * WIDTH
+    assert found["block"].row_flops == 2 * HEADS * OUT * values

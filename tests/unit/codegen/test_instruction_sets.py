@@ -55,6 +55,11 @@ def typical_graph() -> tuple[Graph, dict[str, Weight]]:
     ]
     q, k = (graph.add("rope", x, table, table, width=32) for x in heads[:2])
     a = graph.add("attention", q, k, heads[2], None, layer=0, scale=0.2, softcap=5.0)
+    one = graph.add("slice", k, axis=1, start=0, stop=1)
+    latent = graph.add("attention", a, one, None, None, layer=1, scale=0.2, value_width=32)
+    blocks = graph.add("reshape", latent, shape=(TOKENS, WIDTH))
+    blocks = graph.add("block_linear", blocks, static("bf16", 2, WIDTH // 2, WIDTH // 2))
+    a = graph.add("add", a, graph.add("reshape", blocks, shape=(TOKENS, 2, WIDTH // 2)))
     x = graph.add("add", x, product(graph.add("reshape", a, shape=(TOKENS, WIDTH)), "codebook4g32-f16"))
     for how in (("float8g64-f32", "bf16"), ("codebook4g32i-f16", "int8"), ("affine3g16m-f32", "int8")):
         x = graph.add("add", x, product(h, *how))

@@ -72,6 +72,18 @@ def test_graphs_are_compared_through_attention():
     assert compare_graphs(attention_graph(0.5), attention_graph(0.6)) > 1e-3
 
 
+def test_attention_is_compared_whatever_its_layer():
+    g = Graph()
+    q, k, v = captured = [g.input(n, parse_type("f32[T,1,4]")) for n in "qkv"]
+    first, second, other = (
+        g.add("attention", q, k, v, None, layer=layer, scale=scale) for layer, scale in ((0, 0.5), (1, 0.5), (0, 0.6))
+    )
+    assert disagreement(first, second, captured) is None
+    assert signature(first, captured) == signature(second, captured)
+    assert disagreement(first, other, captured)
+    assert signature(first, captured) != signature(other, captured)
+
+
 def test_given_weights_are_used():
     def scaled(factor: str) -> Graph:
         g = Graph()

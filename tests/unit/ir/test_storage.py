@@ -20,6 +20,20 @@ def test_rows_of_one_format_keep_it():
     assert stored_format(g.add("slice", joined, axis=0, start=3, stop=70)) == FOUR_BITS
 
 
+def test_rows_by_head_keep_it():
+    g = Graph()
+    heads = g.add("reshape", weight(g, "a", FOUR_BITS), shape=(4, 16, 64))
+    assert stored_format(heads) == FOUR_BITS
+    assert stored_format(g.add("slice", heads, axis=1, start=3, stop=9)) == FOUR_BITS
+    assert stored_format(g.add("slice", heads, axis=0, start=1, stop=3)) == FOUR_BITS
+    assert stored_format(g.add("slice", heads, axis=-1, start=0, stop=32)) == "f32"
+    assert stored_format(g.add("permute", heads, perm=(0, 2, 1))) == "f32"
+    assert stored_format(g.add("reshape", heads, shape=(32, 128))) == "f32"
+    assert stored_format(g.add("concat", heads, heads, axis=0)) == "f32"
+    turned = g.add("permute", g.add("reshape", weight(g, "b", "bf16"), shape=(4, 16, 64)), perm=(0, 2, 1))
+    assert stored_format(turned) == "bf16"
+
+
 def test_other_expressions_are_plain():
     g = Graph()
     a, b = weight(g, "a", FOUR_BITS), weight(g, "b", "bf16")

@@ -94,3 +94,15 @@ def test_what_each_choice_of_experts_gives_is_rounded_too():
 def test_nothing_is_rounded_twice():
     graph, _ = quantized(graph_of("affine4g32m-f16", "affine4g32m-f16"))
     assert QuantizeActivations().run(graph).matches == 0
+
+
+@pytest.mark.parametrize(("width", "reason"), [(32, None), (48, "48 elements are no multiple of 32")])
+def test_a_group_lies_in_one_block(width, reason):
+    graph, result = quantized(f"""graph @main(%x: f32[T,{2 * width}]) {{
+  @a : f32[2,16,{width}] = "affine8g16s-f16"
+  %0 = block_linear(%x, @a) : f32[T,32]
+  return %0
+}}
+""")
+    assert [n.op.name for n in graph.nodes] == (["block_linear"] if reason else ["quantize", "block_linear"])
+    assert [r.reason for r in result.refusals] == ([reason] if reason else [])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rusteeze.weights import Affine, Codebook, Dense, Float8, concat_rows, parse_format, stack
+from rusteeze.weights.families import with_leading_axes
 
 RNG = np.random.default_rng(0)
 TABLE = np.linspace(-1, 1, 16, dtype=np.float32)
@@ -116,6 +117,15 @@ def test_concatenated_rows(make, lead):
     joined = concat_rows([a, b])
     assert joined.format == a.format
     np.testing.assert_array_equal(joined.to_f32(), np.concatenate([a.to_f32(), b.to_f32()], -2))
+
+
+@each_family
+def test_rows_in_another_arrangement(make):
+    w = make(6, 16)
+    stacked = with_leading_axes(w, (3, 2))
+    assert stacked.format == w.format
+    np.testing.assert_array_equal(stacked.to_f32(), w.to_f32().reshape(3, 2, 16))
+    np.testing.assert_array_equal(stacked.rows(slice(1, 2)).to_f32(), w.to_f32()[1::2].reshape(3, 1, 16))
 
 
 @each_family
