@@ -20,7 +20,7 @@ setup: $(STAMP)  ## Make .venv with everything that compiling and testing needs
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[compile,dev,oracles]'
+	$(BIN)/python -m pip install --quiet --editable '.[compile,cuda,dev,oracles]'
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[compile-gpu]'
 	touch $@
 

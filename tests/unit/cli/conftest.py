@@ -107,5 +107,5 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     """The engine that every artifact loads as."""
     scripted = ScriptedEngine()
     model = SimpleNamespace(engine=scripted, tokenizer=LetterTokenizer(), template=BarTemplate())
-    monkeypatch.setattr(conversation.llm, "load", lambda artifact, threads: model)
+    monkeypatch.setattr(conversation.llm, "load", lambda artifact, threads, device="cpu": model)
     return scripted
