@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rusteeze.artifact.cuda_contract import Count
-from rusteeze.codegen.access import Access
 from rusteeze.codegen.bodies import as_body, halves_of, matrix, outer_operands
 from rusteeze.codegen.gpu.elements import Place
 from rusteeze.codegen.gpu.expressions import Env
 from rusteeze.codegen.gpu.lower_shapes import contiguous
 from rusteeze.codegen.gpu.lowering import CAPACITIES, Lowering, LoweringError, PendingChoice
 from rusteeze.codegen.gpu.matmul import Product, matmul
-from rusteeze.codegen.gpu.regions import BoundRegion, about, label_of
+from rusteeze.codegen.gpu.regions import BoundRegion, about, label_of, region_views
 from rusteeze.codegen.gpu.schedule import SPLIT_ROWS, Tile, splits, tiles
 from rusteeze.codegen.gpu.source import Options, Pointer, Source, Workspace, pointer_to
 from rusteeze.codegen.gpu.weights import QuantShape
 from rusteeze.codegen.statics import format_of
 from rusteeze.codegen.views import View
-from rusteeze.ir import Node, Value, print_node_line
+from rusteeze.ir import Graph, Node, Value, print_node_line
 
 COUNTER_BYTES = 64 * 1024
 """Front of the workspace: a counter for every tile whose sums are split."""
@@ -36,7 +35,7 @@ def lower_linear(ctx: Lowering, node: Node) -> None:
     halves = halves_of(body, linear)
     product = _product(node, view, w, 2 if halves else 1)
     space = ctx.space(node.results[0])
-    region = _Region(ctx, node, linear, halves, view, w, product)
+    region = _Region(ctx, node, body, linear, halves, view, w, product)
     choices = []
     for tile in tiles(product.exact):
         split = 0 < tile.up_to <= SPLIT_ROWS
@@ -78,12 +77,13 @@ class _Region:
     """A product's kernels: one text for each tile."""
 
     def __init__(
-        self, ctx: Lowering, node: Node, linear: Node, halves: Sequence[Node] | None, x: View, w: Value,
-        product: Product,
+        self, ctx: Lowering, node: Node, body: Graph, linear: Node, halves: Sequence[Node] | None, x: View,
+        w: Value, product: Product,
     ) -> None:  # fmt: skip
         self.ctx, self.node, self.linear, self.halves = ctx, node, linear, halves
         self.x, self.w, self.product = x, w, product
-        self.body = as_body(node)
+        self.body = body
+        self.views = region_views(ctx, node, body, (product.n,), linear.operands[:2])
         parts = list(halves or [linear])
         self.parts = parts
         self.pointwise = [n for n in self.body.nodes if n is not linear and n not in parts]
@@ -99,8 +99,7 @@ class _Region:
         if split and p.splits > 1:
             k.pointer("counters", "i32", Pointer(Workspace(0)))
             k.pointer("workspace", "f32", Pointer(Workspace(COUNTER_BYTES)))
-        skip = [v for v in self.linear.operands[:2] if v is not None]
-        bound = BoundRegion(self.ctx, k, self.node, (p.n,), skip, self.linear.operands[2])
+        bound = BoundRegion(k, self.views)
         matmul(k, p, tile, count, split, lambda sums: self._epilogue(k, bound, sums, tile))
         return k
 
@@ -155,6 +154,3 @@ def weight_names(ctx: Lowering, w: Value) -> list[str]:
 def _identifier(label: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in label)
 
-
-def row_access(view: View) -> Access:
-    return view.access

@@ -50,7 +50,7 @@ def matmul(k: Source, p: Product, tile: Tile, count: str, split_programs: bool, 
     k.line("n = tile_n * BN + tl.arange(0, BN)")
     k.line("m = tile_m * BM + tl.arange(0, BM)")
     k.line(f"live = m < {count}")
-    if p.n % tile.weight_rows and p.quant is None:
+    if p.n % tile.weight_rows:
         k.line("wn = tl.minimum(n, N - 1)  # rows beyond the last are not stored")
     else:
         k.line("wn = n")
@@ -119,8 +119,6 @@ def _quantised_step(k: Source, p: Product, q: QuantShape, names: list[str]) -> N
             k.line(f"sum{part} = tl.sum(b{part}.to(tl.float32), 0)")
     for half, name in enumerate(names):
         k.line(f"r = wn + {half * p.n}" if half else "r = wn")
-        if p.n % TILE_ROWS:
-            k.line(f"r = tl.minimum(r, {half * p.n} + N - 1)")
         k.line(
             f"at = ((r // {TILE_ROWS}) * {q.blocks} + k0 // {q.block}) * {TILE_ROWS * q.block_bytes}"
             f" + (r % {TILE_ROWS}) * {q.block_bytes}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rusteeze.artifact.cuda_contract import Count
 from rusteeze.codegen.bodies import as_body, outer_operands
@@ -11,7 +12,7 @@ from rusteeze.codegen.gpu import elements
 from rusteeze.codegen.gpu.elements import Place
 from rusteeze.codegen.gpu.expressions import Env, evaluate, supports
 from rusteeze.codegen.gpu.lowering import CAPACITIES, Lowering, LoweringError, rows_of
-from rusteeze.codegen.gpu.source import Options, Source, literal, power_of_two
+from rusteeze.codegen.gpu.source import Options, Source, literal, power_of_two, warps_for
 from rusteeze.codegen.views import View, inner_shape
 from rusteeze.ir import Graph, Node, Value, print_node_line
 from rusteeze.ir.text import print_graph
@@ -21,23 +22,37 @@ BLOCK = 1024
 """Elements of one program of a pointwise kernel."""
 
 
-class BoundRegion:
-    """A region's body whose operands and results are parameters of a kernel."""
+@dataclass(frozen=True)
+class RegionViews:
+    """Where the operands and results of a region lie, as seen from its inner axes."""
 
-    def __init__(self, ctx: Lowering, k: Source, node: Node, shape: tuple[int, ...], skip: Sequence[Value] = ()) -> None:
-        """``shape``: inner axes of the results; ``skip``: body inputs that the anchor reads itself."""
-        self.k, self.node, self.body = k, node, as_body(node)
-        self._inputs: dict[Value, tuple[str, View]] = {}
-        for i, (inner, outer) in enumerate(zip(self.body.inputs, outer_operands(node), strict=True)):
-            if inner not in skip:
-                view = ctx.operand(outer, node.results[0])
-                view = view.moved(view.access.aligned_to(shape))
-                self._inputs[inner] = (k.view(f"x{i}", view), view)
-        self._outputs: list[tuple[str, View]] = []
-        for i, result in enumerate(node.results):
-            view = ctx.new(result)
-            view = view.moved(view.access.aligned_to(shape))
-            self._outputs.append((k.view(f"y{i}", view), view))
+    node: Node
+    body: Graph
+    inputs: dict[Value, View]
+    outputs: tuple[View, ...]
+
+
+def region_views(
+    ctx: Lowering, node: Node, body: Graph, shape: tuple[int, ...], skip: Sequence[Value | None] = ()
+) -> RegionViews:
+    """Makes the results. ``body``: as_body(node); ``shape``: inner axes of the results; ``skip``: body inputs
+    that the anchor reads itself."""
+    inputs = {}
+    for inner, outer in zip(body.inputs, outer_operands(node), strict=True):
+        if inner not in skip:
+            view = ctx.operand(outer, node.results[0])
+            inputs[inner] = view.moved(view.access.aligned_to(shape))
+    results = [ctx.new(r) for r in node.results]
+    return RegionViews(node, body, inputs, tuple(v.moved(v.access.aligned_to(shape)) for v in results))
+
+
+class BoundRegion:
+    """A region whose operands and results are parameters of a kernel."""
+
+    def __init__(self, k: Source, views: RegionViews) -> None:
+        self.k, self.node, self.body = k, views.node, views.body
+        self._inputs = {v: (k.view(f"x{i}", view), view) for i, (v, view) in enumerate(views.inputs.items())}
+        self._outputs = [(k.view(f"y{i}", view), view) for i, view in enumerate(views.outputs)]
 
     def load(self, value: Value, place: Place) -> str:
         pointer, view = self._inputs[value]
@@ -81,18 +96,15 @@ def row_kernel(
     ctx.call_one(node, k, [rows_of(space), *grid], CAPACITIES[space])
 
 
-def warps_for(elements_per_program: int) -> int:
-    return min(8, max(1, elements_per_program // 256))
-
-
 def lower_pointwise(ctx: Lowering, node: Node) -> None:
     body = as_body(node)
     shape = inner_shape(node.results[0].type)
     count = math.prod(shape)
     block = min(BLOCK, power_of_two(count))
+    views = region_views(ctx, node, body, shape)
 
     def write(k: Source) -> None:
-        bound = BoundRegion(ctx, k, node, shape)
+        bound = BoundRegion(k, views)
         flat = k.let(f"tl.program_id(1) * {block} + tl.arange(0, {block})")
         mask = k.let(f"{flat} < {count}")
         place = Place("row", tuple(elements.unflattened(k, flat, shape)), "", mask)
@@ -113,9 +125,10 @@ def lower_norm(ctx: Lowering, node: Node) -> None:
     block = power_of_two(width)
     before = _before(body, norm)
     after = [n for n in body.nodes if n not in before and n is not norm]
+    views = region_views(ctx, node, body, shape)
 
     def write(k: Source) -> None:
-        bound = BoundRegion(ctx, k, node, shape)
+        bound = BoundRegion(k, views)
         outer_place = elements.unflattened(k, "tl.program_id(1)", shape[:-1])
         column = k.let(f"tl.arange(0, {block})")
         mask = k.let(f"{column} < {width}")

@@ -137,3 +137,8 @@ def pointer_to(view: View) -> Pointer:
 def power_of_two(n: int) -> int:
     """The smallest power of two that is not below n."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+def warps_for(num_elements: int) -> int:
+    """Warps of a program that works on that many elements at once."""
+    return min(8, max(1, power_of_two(num_elements) // 256))
