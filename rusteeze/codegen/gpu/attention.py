@@ -37,7 +37,7 @@ class AttentionKernel:
 
 
 def attend(k: Source, a: AttentionKernel, queries: BoundHeads) -> None:
-    """The kernel's body. Parameters: counts (read into ``num_tiles``), queries, [sinks], tiles, block_tables,
+    """The kernel's body. Parameters: count (read into ``num_tiles``), queries, [sinks], tiles, block_tables,
     key_pages, value_pages, table_stride, out, [counters, workspace]."""
     s = a.shape
     dp, vp = power_of_two(s.width), power_of_two(s.value_width)

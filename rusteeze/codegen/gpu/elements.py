@@ -25,12 +25,14 @@ def offset(access: Access, row: str, position: Sequence[str]) -> str:
 @dataclass(frozen=True)
 class Place:
     """Where a block of a result lies: row and position expressions that broadcast, and which of them are
-    real. An operand that does not vary along rows or columns is loaded without that mask."""
+    real. An operand that does not vary along rows or columns is loaded without that mask. ``block``: an
+    integer expression of the whole block's shape, where the positions alone may be single numbers."""
 
     row: str
     position: tuple[str, ...]
     row_mask: str = ""
     column_mask: str = ""
+    block: str = ""
 
     @property
     def mask(self) -> str:
@@ -54,6 +56,7 @@ def widened(value: str, dtype: str) -> str:
 
 def store(k: Source, pointer: str, access: Access, place: Place, value: str) -> None:
     target = f"{pointer} + {offset(access, place.row, place.position)}"
+    target += f" + {place.block} * 0" if place.block else ""
     k.line(f"tl.store({target}, ({value}).to({STORED[access.dtype]}), mask={place.mask})")
 
 

@@ -63,6 +63,8 @@ OPS: dict[str, Expression] = {
 def supports(node: Node) -> bool:
     """Whether a pointwise node has an expression."""
     name, result = node.op.name, node.results[0].type.dtype
+    if name == "const":
+        return True
     if name == "quantize":
         return node.attrs["to"] == "bf16"
     if name in ("div", "remainder") and result is DType.i32:

@@ -54,3 +54,6 @@ def lower_for_gpu(graph: Graph, options: GpuOptions) -> Lowering:
             raise LoweringError(f"no GPU kernel for {print_node_line(node)} ({node.origin})")
         LOWERINGS[node.op.name](ctx, node)
     return ctx
+
+
+__all__ = ["GpuOptions", "LoweringError", "lower_for_gpu"]

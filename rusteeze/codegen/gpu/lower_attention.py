@@ -9,7 +9,13 @@ from rusteeze.codegen.bodies import attention_of
 from rusteeze.codegen.gpu.attention import AttentionKernel, attend
 from rusteeze.codegen.gpu.attention_shape import PAGE, SPLIT, SPLIT_TOKENS, AttentionShape
 from rusteeze.codegen.gpu.elements import STORED
-from rusteeze.codegen.gpu.lowering import Lowering, LoweringError, PendingChoice, PendingLaunch, rows_of
+from rusteeze.codegen.gpu.lowering import (
+    Lowering,
+    LoweringError,
+    PendingChoice,
+    PendingLaunch,
+    rows_of,
+)
 from rusteeze.codegen.gpu.rope import BoundHeads, Heads, Rotation
 from rusteeze.codegen.gpu.source import (
     Options,

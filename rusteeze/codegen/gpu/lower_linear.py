@@ -105,7 +105,8 @@ class _Region:
 
     def _epilogue(self, k: Source, bound: BoundRegion, sums: list[str], tile: Tile) -> None:
         columns = "(n < N)[:, None]" if self.product.n % tile.weight_rows else ""
-        place = Place("m[None, :]", ("n[:, None]",), "live[None, :]", columns)
+        block = "n[:, None]" if self.product.n == 1 else ""  # whose stride is 0
+        place = Place("m[None, :]", ("n[:, None]",), "live[None, :]", columns, block)
         env: Env = {}
         bias = self.linear.operands[2]
         for i, (part, value) in enumerate(zip(self.parts, sums, strict=True)):

@@ -21,7 +21,6 @@ from rusteeze.codegen.views import View
 from rusteeze.ir import Node, Value
 
 REDUCTIONS = {"sum": ("tl.sum", "0"), "mean": ("tl.sum", "0"), "max": ("tl.max", None), "min": ("tl.min", None)}
-LOWEST = -(2**31)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Along:
     def at(self, column: str, mask: str = "") -> Place:
         """A place whose position along the axis is ``column``."""
         position = [*self.position[: self.axis], column, *self.position[self.axis :]]
-        return Place("row", tuple(position), "", mask or self.real)
+        return Place("row", tuple(position), "", mask or self.real, self.rows)
 
     @property
     def whole(self) -> Place:
@@ -73,7 +72,7 @@ class Along:
         """The place of one result a row of the block."""
         if keepdim:
             return self.at("0", self.real_rows)
-        return Place("row", tuple(self.position), "", self.real_rows)
+        return Place("row", tuple(self.position), "", self.real_rows, self.rows)
 
 
 def _reduce(op: str) -> Emit:
@@ -130,7 +129,7 @@ class Flat:
 
     def __init__(self, k: Source, shape: Sequence[int]) -> None:
         count = math.prod(shape)
-        flat = k.let(f"tl.arange(0, {power_of_two(count)})")
+        self.flat = flat = k.let(f"tl.arange(0, {power_of_two(count)})")
         self.real = k.let(f"{flat} < {count}")
         self.position = elements.unflattened(k, flat, shape)
 
@@ -138,7 +137,7 @@ class Flat:
         position = list(self.position)
         if axis is not None:
             position[axis] = at
-        return Place(row, tuple(position), "", self.real)
+        return Place(row, tuple(position), "", self.real, self.flat)
 
 
 def _gather(k: Source, ins: list[Bound], outs: list[Bound], attrs: dict[str, Any]) -> None:

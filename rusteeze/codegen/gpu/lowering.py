@@ -134,9 +134,9 @@ class Lowering:
 
     # ---- calls ----------------------------------------------------------------------------------
     def counts(self, k: Source, what: str) -> str:
-        """A parameter with the step's counts, and a variable with one of them: "T", "R" or "tiles"."""
-        counts = k.pointer("counts", "i32", Pointer(self.input("counts")))
-        return k.let(f"tl.load({counts} + {COUNT_SLOTS[what]})")
+        """A parameter with one of the step's counts, and a variable that holds it: "T", "R" or "tiles"."""
+        count = Pointer(self.input("counts"), 4 * COUNT_SLOTS[what])
+        return k.let(f"tl.load({k.pointer('count', 'i32', count, aligned=False)})")
 
     def launch(self, k: Source, grid: Sequence[Count]) -> PendingLaunch:
         """A finished source as a launch; equal sources are one kernel."""

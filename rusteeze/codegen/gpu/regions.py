@@ -107,7 +107,7 @@ def lower_pointwise(ctx: Lowering, node: Node) -> None:
         bound = BoundRegion(k, views)
         flat = k.let(f"tl.program_id(1) * {block} + tl.arange(0, {block})")
         mask = k.let(f"{flat} < {count}")
-        place = Place("row", tuple(elements.unflattened(k, flat, shape)), "", mask)
+        place = Place("row", tuple(elements.unflattened(k, flat, shape)), "", mask, flat)
         env: Env = {}
         bound.evaluate(body.nodes, env, place)
         bound.store(env, place)

@@ -71,10 +71,10 @@ class Source:
     _number: int = 0
 
     # ---- parameters -----------------------------------------------------------------------------
-    def pointer(self, name: str, dtype: str, target: Pointer) -> str:
-        """A pointer parameter; returns its name."""
+    def pointer(self, name: str, dtype: str, target: Pointer, aligned: bool = True) -> str:
+        """A pointer parameter; returns its name. ``aligned``: promise 16 bytes where it begins there."""
         # buffers begin at multiples of 64 bytes, and so do their rows
-        divisible = ALIGNMENT if target.offset % ALIGNMENT == 0 else 1
+        divisible = ALIGNMENT if aligned and target.offset % ALIGNMENT == 0 else 1
         self.params.append(Param(name, TYPES[dtype], divisible))
         self.args.append(target)
         return name
