@@ -126,7 +126,7 @@ class Binary(msgspec.Struct, frozen=True, omit_defaults=True):
     """A kernel compiled for one architecture.
 
     ``file``: path inside the artifact; ``num_warps``: of a launch (what the compiler made, which may be
-    more than it was asked for); ``registers``: per thread, for people."""
+    more than it was asked for)."""
 
     architecture: str
     file: str
@@ -134,7 +134,6 @@ class Binary(msgspec.Struct, frozen=True, omit_defaults=True):
     shared_bytes: int = 0
     global_scratch_bytes: int = 0
     global_scratch_align: int = 1
-    registers: int = 0
 
 
 class Kernel(msgspec.Struct, frozen=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rusteeze.codegen.cpu.access import Access, Operand
+from rusteeze.codegen.access import Access
+from rusteeze.codegen.cpu.access import Operand
 from rusteeze.codegen.cpu.emit import Emitter, i32, minimum
 from rusteeze.codegen.cpu.isa import Isa
 from rusteeze.codegen.cpu.micro_kernels import activations_argument, multiply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rusteeze.artifact.contract import Pages
+from rusteeze.codegen.bodies import attention_of
 from rusteeze.codegen.cpu import rope
 from rusteeze.codegen.cpu.attention import AttentionOutput, attend
 from rusteeze.codegen.cpu.attention_cache import write_cache
@@ -27,12 +28,6 @@ def attention_shape(node: Node, cache_dtype: str) -> AttentionShape:
         # pairs of dims share a word of a bf16 page
         cache=cache_dtype if width % 2 == 0 else "f32",
     )  # fmt: skip
-
-
-def attention_of(node: Node) -> Node | None:
-    """The attention that a node is, or that its region holds."""
-    nodes = [node] if node.body is None else node.body.nodes
-    return next((n for n in nodes if n.op.name == "attention"), None)
 
 
 def query_tokens(graph: Graph) -> int:
