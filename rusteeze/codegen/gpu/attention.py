@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rusteeze.codegen.access import Access
-from rusteeze.codegen.gpu.attention_shape import BLOCK, PAGE, SPLIT, AttentionShape
+from rusteeze.codegen.gpu.attention_shape import PAGE, SPLIT, AttentionShape
 from rusteeze.codegen.gpu.elements import STORED
 from rusteeze.codegen.gpu.rope import BoundHeads
 from rusteeze.codegen.gpu.source import Source, literal, power_of_two
@@ -41,7 +41,7 @@ def attend(k: Source, a: AttentionKernel, queries: BoundHeads) -> None:
     key_pages, value_pages, table_stride, out, [counters, workspace]."""
     s = a.shape
     dp, vp = power_of_two(s.width), power_of_two(s.value_width)
-    k.constants(ROWS=s.rows(a.query_tokens), GROUP=s.group, D=dp, DV=vp, BLOCK=BLOCK)
+    k.constants(ROWS=s.rows(a.query_tokens), GROUP=s.group, D=dp, DV=vp, BLOCK=s.block)
     k.line("tile = tl.program_id(0)")
     k.line("kv_head = tl.program_id(1)")
     with k.block("if tile >= num_tiles:"):
