@@ -149,7 +149,7 @@ def _join(k: Source, a: AttentionKernel) -> None:
         k.line("tl.debug_barrier()  # all of the program's stores come before its arrival")
         k.line(f'arrived = tl.atomic_add(counters + tile * {s.kv_heads} + kv_head, 1, sem="acq_rel")')
         k.line("is_last = arrived == last_part - first_part - 1")
-        k.line("live = live & is_last")
+        k.line("live = r < tl.where(is_last, tile_tokens * GROUP, 0)")
         with k.block("if is_last:"):
             k.line(f"tl.store(counters + tile * {s.kv_heads} + kv_head, 0)")
             k.line('top = tl.full((ROWS,), float("-inf"), tl.float32)')

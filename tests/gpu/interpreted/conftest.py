@@ -8,5 +8,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parents[2]
-sys.path[:0] = [str(TESTS / "numerics"), str(TESTS / "unit/codegen")]
-collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
+collect_ignore_glob = ["test_*.py"]
+if os.environ.get("TRITON_INTERPRET") == "1":
+    collect_ignore_glob = []
+    sys.path[:0] = [str(TESTS / "numerics"), str(TESTS / "unit/codegen")]

@@ -20,6 +20,7 @@ from rusteeze.artifact.contract import BLOCK_SIZE, TILE_FIELDS
 from rusteeze.artifact.cuda_contract import Address, Capacities, Count, CudaPlan, Param
 from rusteeze.codegen.gpu.compile_kernel import load_kernel
 from rusteeze.codegen.gpu.source import Source
+from rusteeze.ir.ops.elementwise import bf16_bits
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.executor import query_tiles
 
@@ -46,7 +47,18 @@ def _dot_of_bf16(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
     return _create_dot(self, widened(a), widened(b), d, *rest)
 
 
+_cast = interpreter.InterpreterBuilder.cast_impl
+
+
+def _cast_to_nearest(self: Any, src: Any, dst_type: Any) -> Any:
+    """The interpreter cuts float32 off to bf16; GPUs round to nearest even."""
+    if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
+        return interpreter.TensorHandle(bf16_bits(src.data), tl.bfloat16)
+    return _cast(self, src, dst_type)
+
+
 interpreter.InterpreterBuilder.create_dot = _dot_of_bf16
+interpreter.InterpreterBuilder.cast_impl = _cast_to_nearest
 
 
 def imported(source: Source, folder: Path) -> Any:
