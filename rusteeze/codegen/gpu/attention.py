@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rusteeze.codegen.access import Access
-from rusteeze.codegen.gpu.attention_shape import BLOCK, PAGE, SPLIT, AttentionShape
+from rusteeze.codegen.gpu.attention_shape import PAGE, SPLIT, AttentionShape
 from rusteeze.codegen.gpu.elements import STORED
 from rusteeze.codegen.gpu.rope import BoundHeads
 from rusteeze.codegen.gpu.source import Source, literal, power_of_two
@@ -41,7 +41,7 @@ def attend(k: Source, a: AttentionKernel, queries: BoundHeads) -> None:
     key_pages, value_pages, table_stride, out, [counters, workspace]."""
     s = a.shape
     dp, vp = power_of_two(s.width), power_of_two(s.value_width)
-    k.constants(ROWS=s.rows(a.query_tokens), GROUP=s.group, D=dp, DV=vp, BLOCK=BLOCK)
+    k.constants(ROWS=s.rows(a.query_tokens), GROUP=s.group, D=dp, DV=vp, BLOCK=s.block)
     k.line("tile = tl.program_id(0)")
     k.line("kv_head = tl.program_id(1)")
     with k.block("if tile >= num_tiles:"):
@@ -149,7 +149,7 @@ def _join(k: Source, a: AttentionKernel) -> None:
         k.line("tl.debug_barrier()  # all of the program's stores come before its arrival")
         k.line(f'arrived = tl.atomic_add(counters + tile * {s.kv_heads} + kv_head, 1, sem="acq_rel")')
         k.line("is_last = arrived == last_part - first_part - 1")
-        k.line("live = live & is_last")
+        k.line("live = r < tl.where(is_last, tile_tokens * GROUP, 0)")
         with k.block("if is_last:"):
             k.line(f"tl.store(counters + tile * {s.kv_heads} + kv_head, 0)")
             k.line('top = tl.full((ROWS,), float("-inf"), tl.float32)')

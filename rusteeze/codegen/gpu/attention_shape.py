@@ -14,8 +14,6 @@ from rusteeze.codegen.gpu.source import power_of_two
 PAGE = BLOCK_SIZE
 LEAST_ROWS = 64
 """Query rows (tokens times heads of a group) of one program: what Hopper's tensor instructions take."""
-BLOCK = 64
-"""Keys of one loop trip."""
 SPLIT = 512
 """Keys whose softmax is one part: parts are joined in order, by whoever computes them."""
 SPLIT_TOKENS = 32
@@ -47,6 +45,16 @@ class AttentionShape:
 
     def rows(self, query_tokens: int) -> int:
         return max(LEAST_ROWS, power_of_two(self.group * query_tokens))
+
+    @property
+    def block(self) -> int:
+        """Keys of one loop trip: fewer of wide heads, whose sums take more registers."""
+        return 64 if max(self.width, self.value_width) <= 64 else 32
+
+    @property
+    def num_warps(self) -> int:
+        """The same for all kernels of a shape: it decides in which order a row's sums are made."""
+        return 4 if self.cache == "bf16" and max(self.width, self.value_width) <= 128 else 8
 
     @property
     def element_bytes(self) -> int:

@@ -45,6 +45,7 @@ def load(k: Source, pointer: str, access: Access, place: Place) -> str:
     used += [place.column_mask] if any(access.strides) and place.column_mask else []
     masked = f", mask={' & '.join(used)}, other=0" if used else ""
     where = offset(access, place.row, place.position)
+    where += f" + {place.block} * 0" if used and place.block else ""
     return k.let(widened(f"tl.load({pointer} + {where}{masked})", access.dtype))
 
 

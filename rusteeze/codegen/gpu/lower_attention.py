@@ -25,8 +25,8 @@ from rusteeze.codegen.gpu.source import (
     Workspace,
     pointer_to,
     power_of_two,
+    warps_for,
 )
-from rusteeze.codegen.gpu.source import warps_for as warps_for_elements
 from rusteeze.codegen.views import View
 from rusteeze.ir import Graph, Node, Value, print_node_line
 
@@ -90,8 +90,7 @@ def _attention(
     s = a.shape
     label = f"attention_{s.label()}_q{a.query_tokens}" + ("_parts" if a.separate else "")
     about = [f"attention of {s}", f"flops per pair of tokens {2 * s.heads * (s.width + s.value_width)}"]
-    warps = 8 if s.rows(a.query_tokens) > 64 or s.cache == "f32" else 4
-    k = Source(label, Options(warps, 2), about)
+    k = Source(label, Options(s.num_warps, 2), about)
     k.line(f"num_tiles = {ctx.counts(k, 'tiles')}")
     bound = BoundHeads(k, "queries", queries, Pointer(ctx.input("positions")))
     if sinks is not None:
@@ -117,7 +116,7 @@ def _write_cache(
     """Keys, rotated if need be, and values of the step's tokens go into their slots: a program per token."""
     heads, width = power_of_two(shape.kv_heads), power_of_two(max(shape.width, shape.value_width))
     label = f"write_cache_h{shape.kv_heads}_d{shape.width}x{shape.value_width}_{shape.cache}"
-    k = Source(label, Options(warps_for_elements(heads * width)), [f"keys and values of a token: {shape}"])
+    k = Source(label, Options(warps_for(heads * width)), [f"keys and values of a token: {shape}"])
     count = ctx.counts(k, "T")
     source = BoundHeads(k, "keys", keys, Pointer(ctx.input("positions")))
     value_source = BoundHeads(k, "values", Heads(values, None), Pointer(ctx.input("positions")))

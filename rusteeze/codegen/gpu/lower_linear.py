@@ -37,7 +37,7 @@ def lower_linear(ctx: Lowering, node: Node) -> None:
     space = ctx.space(node.results[0])
     region = _Region(ctx, node, body, linear, halves, view, w, product)
     choices = []
-    for tile in tiles(product.exact):
+    for tile in tiles(product.exact, product.crowded):
         split = 0 < tile.up_to <= SPLIT_ROWS
         k = region.source(tile, split)
         grid = [Count(times=-(-product.n // tile.weight_rows)), Count(CAPACITIES[space], tile.rows)]
@@ -58,7 +58,7 @@ def _product(node: Node, x: View, w: Value, halves: int) -> Product:
             raise LoweringError(f"weights of {weight} have no GPU kernel: {print_node_line(node)}")
         if dtype == "bf16" and weight.dtype != "bf16":
             raise LoweringError(f"{weight} weights with bf16 activations: {print_node_line(node)}")
-        depth = max(t.depth for t in tiles(dtype != "bf16"))
+        depth = max(t.depth for t in tiles(dtype != "bf16", halves > 1))
     else:
         quant = QuantShape(weight, n, k)
         depth = quant.block

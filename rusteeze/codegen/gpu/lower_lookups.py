@@ -17,7 +17,7 @@ from rusteeze.ir import Node, make_node, print_node_line
 from rusteeze.weights.formats import Format
 
 EMBEDDING_BLOCK = 1024
-EXPERT_ROWS, EXPERT_DEPTH = 32, 128
+EXPERT_ROWS, EXPERT_DEPTH = 64, 64
 """Weight rows of a program of an expert's product, and columns of one loop trip."""
 
 

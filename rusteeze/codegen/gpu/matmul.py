@@ -37,6 +37,10 @@ class Product:
     def exact(self) -> bool:
         return self.x_dtype != "bf16"
 
+    @property
+    def crowded(self) -> bool:
+        return self.halves > 1 or self.quant is not None
+
 
 def matmul(k: Source, p: Product, tile: Tile, count: str, split_programs: bool, epilogue: Epilogue) -> None:
     """The kernel's body. Parameters x, w [scales, minimums, table], and workspace when ``split_programs``

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PROGRAMS = 264
-"""Programs that fill a large device twice over (132 multiprocessors)."""
+PROGRAMS = 132
+"""Programs that give every multiprocessor of a large device one."""
 LEAST_SPLIT = 512
 """Columns of K below which it is not worth to split further."""
 MOST_SPLITS = 8
@@ -30,13 +30,14 @@ class Tile:
     up_to: int = 0
 
 
-def tiles(exact: bool) -> tuple[Tile, ...]:
-    """Variants in ascending order of rows. ``exact``: products of float32, which take more registers."""
+def tiles(exact: bool, crowded: bool) -> tuple[Tile, ...]:
+    """Variants in ascending order of rows. ``exact``: products of float32; ``crowded``: the registers must
+    also hold the sums of another tile, or codes and scales."""
     if exact:
         return Tile(64, 16, 32, 4, 2, 16), Tile(64, 64, 32, 4, 2)
     return (
         Tile(64, 16, 128, 4, 4, 16), Tile(64, 32, 128, 4, 3, 32), Tile(64, 64, 64, 4, 4, SPLIT_ROWS),
-        Tile(128, 128, 64, 8, 3),
+        Tile(64 if crowded else 128, 128, 64, 8, 3),
     )  # fmt: skip
 
 

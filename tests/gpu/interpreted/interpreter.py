@@ -1,20 +1,14 @@
 """Runs a CudaPlan in Triton's interpreter: a small executor that takes the contract as a GPU's does.
 
-Import this before anything that imports triton. Memory is one byte tensor per arena, weight, input and
+Memory is one byte tensor per arena, weight, input and
 page set; arguments are typed slices of them that begin at the plan's addresses, and every one is checked
 for the alignment that its parameter promises.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
-
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,7 +18,9 @@ import triton.runtime.interpreter as interpreter
 
 from rusteeze.artifact.contract import BLOCK_SIZE, TILE_FIELDS
 from rusteeze.artifact.cuda_contract import Address, Capacities, Count, CudaPlan, Param
+from rusteeze.codegen.gpu.compile_kernel import load_kernel
 from rusteeze.codegen.gpu.source import Source
+from rusteeze.ir.ops.elementwise import bf16_bits
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.executor import query_tiles
 
@@ -51,19 +47,25 @@ def _dot_of_bf16(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
     return _create_dot(self, widened(a), widened(b), d, *rest)
 
 
+_cast = interpreter.InterpreterBuilder.cast_impl
+
+
+def _cast_to_nearest(self: Any, src: Any, dst_type: Any) -> Any:
+    """The interpreter cuts float32 off to bf16; GPUs round to nearest even."""
+    if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
+        return interpreter.TensorHandle(bf16_bits(src.data), tl.bfloat16)
+    return _cast(self, src, dst_type)
+
+
 interpreter.InterpreterBuilder.create_dot = _dot_of_bf16
+interpreter.InterpreterBuilder.cast_impl = _cast_to_nearest
 
 
-def load_kernel(source: Source, folder: Path) -> Any:
+def imported(source: Source, folder: Path) -> Any:
     """The kernel of a source, written as a file and imported."""
     path = folder / f"{source.name}.py"
     path.write_text(source.text(), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(source.name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, source.name)
+    return load_kernel(path)
 
 
 def memory(num_bytes: int, fill: int = NAN_BYTE) -> torch.Tensor:
@@ -83,7 +85,7 @@ class InterpretedExecutor:
         num_blocks: int = 32,
     ) -> None:  # fmt: skip
         self.plan, self.num_blocks = plan, num_blocks
-        self._kernels = [load_kernel(sources[k.name], folder) for k in plan.kernels]
+        self._kernels = [imported(sources[k.name], folder) for k in plan.kernels]
         self._weights = {}
         for name, data in weights.items():
             self._weights[name] = memory(data.nbytes)
