@@ -89,23 +89,26 @@ def _build(
         value.format = weights.format_of(name, value.type.rank)
     progress("rewriting", 0.35)
     activations = choose_activations(graph, options)
-    optimize(graph, traced.constants, activations, observer)
+    kv_dtype = choose_kv_dtype(activations, options)
+    optimize(graph, traced.constants, activations, kv_dtype, observer)
     progress("generating kernels", 0.45)
-    lowered = lower_for_host(graph, activations, max_model_len, known_schedules())
+    lowered = lower_for_host(graph, max_model_len, known_schedules())
     with building(lowered, folder, options.jobs, observer):
         write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
     (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
-    facts |= describe(model, checkpoint, graph, lowered, activations)
+    facts |= describe(model, checkpoint, graph, lowered)
+    facts |= {"activations": activations, "kv_dtype": kv_dtype}
 
 
 def optimize(
     graph: Graph,
     constants: dict[str, np.ndarray],
     activations: str,
+    kv_dtype: str,
     observer: Observer | None = None,
 ) -> None:
     """All passes, in place, up to the graph that is lowered."""
-    passes = [*raising(constants), *lowering(), *rounding(activations), *fusing()]
+    passes = [*raising(constants), *lowering(), *rounding(activations, kv_dtype), *fusing()]
     run_passes(graph, passes, observer)
 
 
@@ -115,10 +118,10 @@ def known_schedules() -> tuple[ProcessorTable, ...]:
 
 
 def lower_for_host(
-    graph: Graph, activations: str, max_model_len: int, tables: tuple[ProcessorTable, ...]
+    graph: Graph, max_model_len: int, tables: tuple[ProcessorTable, ...]
 ) -> Lowered:
     """Kernels and plan for this kind of machine, with the schedules in ``tables``."""
-    options = LoweringOptions(cache_dtype(activations), max_model_len, host_isas(), tables)
+    options = LoweringOptions(max_model_len, host_isas(), tables)
     return lower(graph, options)
 
 
@@ -184,8 +187,10 @@ def choose_activations(graph: Graph, options: CompileOptions) -> str:
     return next((kind for kind in ("int8", "bf16") if kind in wanted), "f32")
 
 
-def cache_dtype(activations: str) -> str:
-    """Rounded activations go with a bf16 cache; exact ones with float32."""
+def choose_kv_dtype(activations: str, options: CompileOptions) -> str:
+    """What "auto" means: rounded activations go with a bf16 cache, exact ones with float32."""
+    if options.kv_dtype != "auto":
+        return options.kv_dtype
     return "f32" if activations == "f32" else "bf16"
 
 
@@ -218,7 +223,7 @@ def write_weights(
 
 
 def describe(
-    model: Source, checkpoint: Checkpoint, graph: Graph, lowered: Lowered, activations: str
+    model: Source, checkpoint: Checkpoint, graph: Graph, lowered: Lowered
 ) -> dict[str, Any]:
     """Facts for the manifest, for people and for the server."""
     formats = Counter(v.format for v in graph.weights.values() if v.type.rank > 1)
@@ -232,7 +237,6 @@ def describe(
         "vocab_size": lowered.plan.vocab_size,
         "max_model_len": lowered.plan.max_model_len,
         "weights": dict(formats.most_common()),
-        "activations": activations,
         "targets": [f"cpu/{library.name}" for library in lowered.plan.libraries],
         "kernels": len(lowered.kernels),
         "calls": len(lowered.plan.calls),

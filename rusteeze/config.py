@@ -9,6 +9,7 @@ from rusteeze.errors import UserError
 TARGETS = ("cpu",)
 DTYPES = ("auto", "f32", "bf16", "f16")
 ACTIVATIONS = ("auto", "f32", "bf16", "int8")
+KV_DTYPES = ("auto", "f32", "bf16", "int8")
 
 # Marks a field that changes how the compiler works but not what it makes: it stays out of the key.
 NOT_IN_KEY = {"in_key": False}
@@ -19,12 +20,14 @@ class CompileOptions:
     """What a compilation should make. UserError when a field is out of range.
 
     ``max_model_len`` is the longest sequence in tokens (None: the model's own limit), ``jobs`` the
-    number of parallel compiler processes (None: one per core). ``auto`` follows the checkpoint.
+    number of parallel compiler processes (None: one per core). ``auto`` follows the checkpoint; for
+    ``kv_dtype``, the element type of the cache, it follows the activations.
     """
 
     target: str = "cpu"
     dtype: str = "auto"
     activations: str = "auto"
+    kv_dtype: str = "auto"
     max_model_len: int | None = None
     jobs: int | None = field(default=None, metadata=NOT_IN_KEY)
 
@@ -32,6 +35,7 @@ class CompileOptions:
         _one_of("target", self.target, TARGETS)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("activations", self.activations, ACTIVATIONS)
+        _one_of("kv_dtype", self.kv_dtype, KV_DTYPES)
         _positive("max_model_len", self.max_model_len)
         _positive("jobs", self.jobs)
 

@@ -23,12 +23,13 @@ from rusteeze.passes.quantize_activations import QuantizeActivations
 from rusteeze.passes.raise_activations import RaiseActivations
 from rusteeze.passes.raise_norms import RaiseNorms
 from rusteeze.passes.raise_rope import RaiseRope
+from rusteeze.passes.round_cache import RoundCache
 from rusteeze.passes.share_key_heads import ShareKeyHeads
 from rusteeze.passes.sink_gather_rows import SinkGatherRows
 
 PASS_TYPES: tuple[type[Pass], ...] = (
     Canonicalize, RaiseRope, RaiseNorms, RaiseActivations, ShareKeyHeads, SinkGatherRows,
-    FuseLinears, QuantizeActivations, Fuse,
+    FuseLinears, QuantizeActivations, RoundCache, Fuse,
 )  # fmt: skip
 
 
@@ -49,10 +50,11 @@ def lowering() -> list[Pass]:
     return [SinkGatherRows(), FuseLinears(), Canonicalize()]
 
 
-def rounding(activations: str) -> list[Pass]:
+def rounding(activations: str, cache: str) -> list[Pass]:
     """The passes that change results on purpose. ``activations``: "f32" rounds nothing, "bf16" only in
-    front of bf16 weights, "int8" also in front of integer weights."""
-    return [] if activations == "f32" else [QuantizeActivations(int8=activations == "int8")]
+    front of bf16 weights, "int8" also in front of integer weights; ``cache``: what attention keeps."""
+    rounded = [] if activations == "f32" else [QuantizeActivations(int8=activations == "int8")]
+    return [*rounded, *([] if cache == "f32" else [RoundCache(cache)])]
 
 
 def fusing() -> list[Pass]:

@@ -13,7 +13,7 @@ from rusteeze.codegen.views import View
 from rusteeze.ir import Graph, Node, Value, print_node_line
 
 
-def attention_shape(node: Node, cache_dtype: str) -> AttentionShape:
+def attention_shape(node: Node) -> AttentionShape:
     q, key, value, sinks = node.operands
     assert q is not None
     assert key is not None
@@ -23,9 +23,7 @@ def attention_shape(node: Node, cache_dtype: str) -> AttentionShape:
         heads=int(q.type.shape[1]), kv_heads=int(key.type.shape[1]), width=width,
         value_width=int(value.type.shape[2]), scale=float(node.attrs["scale"]),  # type: ignore[arg-type]
         window=int(node.attrs["window"]), softcap=float(node.attrs["softcap"]),  # type: ignore[arg-type,call-overload]
-        sinks=sinks is not None,
-        # pairs of dims share a word of a bf16 page
-        cache=cache_dtype if width % 2 == 0 else "f32",
+        sinks=sinks is not None, cache=str(node.attrs["cache"]),
     )  # fmt: skip
 
 
@@ -38,7 +36,7 @@ def attention_of(node: Node) -> Node | None:
 def query_tokens(graph: Graph) -> int:
     """Tokens of a query tile: one number for the whole plan, as all layers read the same tiles."""
     nodes = [n for n in map(attention_of, graph.nodes) if n is not None]
-    return min((attention_shape(n, "f32").query_tokens for n in nodes), default=1)
+    return min((attention_shape(n).query_tokens for n in nodes), default=1)
 
 
 def lower_attention(ctx: Lowering, node: Node) -> None:
@@ -52,7 +50,7 @@ def lower_attention(ctx: Lowering, node: Node) -> None:
     assert q is not None
     assert key is not None
     assert value is not None
-    shape = attention_shape(attention, ctx.options.cache_dtype)
+    shape = attention_shape(attention)
     layer = int(attention.attrs["layer"])  # type: ignore[call-overload]
     ctx.pages[layer] = Pages(layer, shape.key_page_bytes, shape.value_page_bytes)
     pages = [Pointer(PageSet("key_pages", layer)), Pointer(PageSet("value_pages", layer))]

@@ -1,7 +1,8 @@
 """Rotary positions and causal attention over a cache.
 
 Attention is the only op with state: it appends k and v of the step's tokens to its layer's cache and
-lets each token see its own sequence up to itself. The interpreter keeps that state in KVState.
+lets each token see its own sequence up to itself. The interpreter keeps that state in KVState. What a
+cache cannot hold exactly is rounded on its way in: that is part of the op's meaning.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rusteeze.ir.op import declare
+from rusteeze.ir.ops.elementwise import bf16_bits, bf16_values
+from rusteeze.ir.ops.linear import quantize_rows
 from rusteeze.ir.types import TensorType
 
 Array = np.ndarray
 STYLES = ("half", "inter", "inter_to_half")
+CACHES = ("f32", "bf16", "int8")
 
 
 def _infer_rope(
@@ -76,8 +80,10 @@ class KVState:
 
 
 def _infer_attention(
-    q: TensorType, k: TensorType, v: TensorType, sinks: TensorType | None, **_: float
+    q: TensorType, k: TensorType, v: TensorType, sinks: TensorType | None, cache: str, **_: float
 ) -> TensorType:
+    if cache not in CACHES:
+        raise TypeError(f"there is no cache of {cache!r}, only {', '.join(CACHES)}")
     if not q.rank == k.rank == v.rank == 3 or q.shape[0] != k.shape[0] or k.shape[:2] != v.shape[:2]:
         raise TypeError("wants q[T, H, D], k[T, Hk, D], v[T, Hk, Dv]")
     if q.shape[2] != k.shape[2] or q.shape[1] % k.shape[1]:  # type: ignore[operator]
@@ -87,16 +93,27 @@ def _infer_attention(
     return q.with_shape(q.shape[0], q.shape[1], v.shape[2])
 
 
+def cached(x: Array, cache: str) -> Array:
+    """Heads [T, H, D] as a cache gives them back: float32, bf16, or int8 with a scale per token and head."""
+    if cache == "bf16":
+        return bf16_values(bf16_bits(x))
+    if cache == "int8":
+        codes, scale = quantize_rows(x, x.shape[-1])
+        return codes.astype(np.float32) * scale
+    return x
+
+
 def attend(
     q: Array, k: Array, v: Array, sinks: Array | None, *, layer: int, scale: float, window: int,
-    softcap: float, state: KVState,
+    softcap: float, cache: str, state: KVState,
 ) -> Array:  # fmt: skip
     """Causal attention (Vaswani et al. 2017) of the step's rows over their sequences.
 
     ``window`` > 0 lets a token see that many keys including itself; ``sinks`` adds one logit per head
-    to the softmax's denominator only."""
+    to the softmax's denominator only; ``cache`` says as what keys and values are kept."""
     out = np.empty((*q.shape[:2], v.shape[2]), np.float32)
     group = q.shape[1] // k.shape[1]
+    k, v = cached(k, cache), cached(v, cache)
     row = 0
     for sequence, n in state.batch:
         rows = slice(row, row + n)
@@ -124,6 +141,7 @@ def attend(
 
 
 declare(
-    "attention(q, k, v, sinks?) {layer: int, scale: float, window: int = 0, softcap: float = 0.0}",
+    "attention(q, k, v, sinks?) {layer: int, scale: float, window: int = 0, softcap: float = 0.0,"
+    " cache: str = 'f32'}",
     infer=_infer_attention, reference=attend, traits="stateful",
 )  # fmt: skip

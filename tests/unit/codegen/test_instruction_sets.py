@@ -54,7 +54,7 @@ def typical_graph() -> tuple[Graph, dict[str, Weight]]:
         for how in (("affine4g32m-f16", "int8"), ("bf16", "bf16"), ("affine8g16s-f16",))
     ]
     q, k = (graph.add("rope", x, table, table, width=32) for x in heads[:2])
-    a = graph.add("attention", q, k, heads[2], None, layer=0, scale=0.2, softcap=5.0)
+    a = graph.add("attention", q, k, heads[2], None, layer=0, scale=0.2, softcap=5.0, cache="bf16")
     x = graph.add("add", x, product(graph.add("reshape", a, shape=(TOKENS, WIDTH)), "codebook4g32-f16"))
     for op in UNARY:
         x = graph.add(op, graph.add("layer_norm", x, None, None, eps=1e-5))
@@ -66,7 +66,7 @@ def typical_graph() -> tuple[Graph, dict[str, Weight]]:
 @pytest.fixture(scope="module")
 def lowered() -> Lowered:
     graph, _ = typical_graph()
-    return lower(graph, LoweringOptions("bf16", 64))
+    return lower(graph, LoweringOptions(64))
 
 
 @pytest.fixture(scope="module", params=ALL, ids=lambda isa: isa.name)
