@@ -11,6 +11,7 @@ import numpy as np
 from rusteeze import env
 from rusteeze.cli.artifacts import artifact_for
 from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.compile_options import kv_dtype_option
 from rusteeze.cli.machine_load import MachineLoad, warning
 from rusteeze.cli.output import bytes_text, print_json, print_table
 from rusteeze.config import CompileOptions
@@ -41,16 +42,17 @@ COLUMNS = ("what", "tok/s", "first token ms", "between tokens ms", "runs")
     "--budget", type=click.FloatRange(min=0), default=30.0, metavar="SECONDS",
     help="About how long to measure.",
 )  # fmt: skip
+@kv_dtype_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 def command(
     model: str, batch: tuple[int, ...], prefill: tuple[int, ...], new_tokens: int, budget: float,
-    threads: int | None,
+    kv_dtype: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Measure decoding and prompt processing of MODEL: an artifact, or a model that is compiled when it
     has to be.
 
     Prompts are drawn, greedy, end tokens ignored."""
-    loaded = llm.load(artifact_for(model, CompileOptions()), threads or env.THREADS.get())
+    loaded = llm.load(artifact_for(model, CompileOptions(kv_dtype=kv_dtype)), threads or env.THREADS.get())
     try:
         loads = [Load(n, DECODE_PROMPT, new_tokens) for n in batch] + [Load(1, n, 1) for n in prefill]
         _check_lengths(loads, loaded.executor.max_model_len)

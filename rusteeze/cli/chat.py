@@ -10,6 +10,7 @@ import click
 
 from rusteeze.cli.artifacts import artifact_for
 from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.compile_options import kv_dtype_option
 from rusteeze.cli.conversation import (
     Conversation,
     completed,
@@ -28,10 +29,13 @@ HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer"
 @click.argument("model")
 @click.option("--system", metavar="TEXT", help="System message.")
 @sampling_options
+@kv_dtype_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
-def command(model: str, system: str | None, sampling: Sampling, threads: int | None) -> None:
+def command(
+    model: str, system: str | None, sampling: Sampling, kv_dtype: str, threads: int | None
+) -> None:
     """Talk with MODEL. Each line of input is a turn; /reset starts anew, /exit leaves."""
-    conversation = open_conversation(artifact_for(model, CompileOptions()), threads, sampling)
+    conversation = open_conversation(artifact_for(model, CompileOptions(kv_dtype=kv_dtype)), threads, sampling)
     _reset(conversation, system)
     for line in _lines():
         if line == "/exit":

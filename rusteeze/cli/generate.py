@@ -8,6 +8,7 @@ import click
 
 from rusteeze.cli.artifacts import artifact_for
 from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.compile_options import kv_dtype_option
 from rusteeze.cli.conversation import (
     Conversation,
     completed,
@@ -31,6 +32,7 @@ INTERRUPTED = 130
 @click.option("--system", metavar="TEXT", help="System message, with --chat.")
 @sampling_options
 @click.option("--stream/--no-stream", default=True, help="Print the answer as it comes.")
+@kv_dtype_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 def command(
     model: str,
@@ -39,13 +41,14 @@ def command(
     system: str | None,
     sampling: Sampling,
     stream: bool,
+    kv_dtype: str,
     threads: int | None,
 ) -> None:
     """Answer one prompt with MODEL: an artifact, or a model that is compiled when it has to be."""
     if system is not None and not chat:
         raise UserError("--system needs --chat")
     text = sys.stdin.read() if prompt == "-" else prompt
-    conversation = open_conversation(artifact_for(model, CompileOptions()), threads, sampling)
+    conversation = open_conversation(artifact_for(model, CompileOptions(kv_dtype=kv_dtype)), threads, sampling)
     ids = _chat_ids(conversation, system, text) if chat else conversation.prompt_ids(text)
     completion = _answer(conversation, ids, stream and not wants_json())
     if wants_json():

@@ -32,6 +32,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "api_key": ("server.api_key", {"help": "Key that clients must send; better in RUSTEEZE_API_KEY."}),
     "served_model_name": ("model.name", {"help": "What clients call the model."}),
     "dtype": ("model.dtype", {"help": "Arithmetic, should the model be compiled."}),
+    "kv_dtype": ("model.kv_dtype", {"help": "What the cache holds, should the model be compiled."}),
     "max_num_seqs": ("engine.max_num_seqs", {"type": int, "help": "Sequences that run at once.  [default: 256]"}),
     "max_num_batched_tokens": (
         "engine.max_num_batched_tokens", {"type": int, "help": "Tokens computed in one step.  [default: 512]"}
@@ -98,7 +99,7 @@ def _serve(config: ServeConfig, path: str, start: float) -> None:
     listener = bind(config.server.host, config.server.port)
     finished("settings")
     source = rusteeze.source.resolve(path)
-    options = CompileOptions(dtype=config.model.dtype)
+    options = CompileOptions(dtype=config.model.dtype, kv_dtype=config.model.kv_dtype)
     artifact, found = source.path, "given"
     if source.kind != "artifact":
         hit = cached(source, options)

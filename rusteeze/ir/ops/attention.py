@@ -99,7 +99,7 @@ def cached(x: Array, cache: str) -> Array:
         return bf16_values(bf16_bits(x))
     if cache == "int8":
         codes, scale = quantize_rows(x, x.shape[-1])
-        return codes.astype(np.float32) * scale
+        x = codes.astype(np.float32) * scale
     return x
 
 
