@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tvm import tirx
 
 from rusteeze.codegen.cpu.access import Access
-from rusteeze.codegen.cpu.attention_int8 import KEY_BIAS, load_head
+from rusteeze.codegen.cpu.attention_int8 import CACHE_LEVELS, KEY_BIAS, load_head
 from rusteeze.codegen.cpu.attention_shape import PAGE, WORD, AttentionShape
 from rusteeze.codegen.cpu.codes import as_words, shared_scale, to_codes
 from rusteeze.codegen.cpu.emit import (
@@ -95,12 +95,13 @@ def _write_key_codes(
 ) -> None:
     """A column of words, each of four biased codes, and the scale."""
     start = k.let(head * i32(shape.key_head_bytes // WORD) + at)
-    scale, codes = _codes(k, source, shape.width, row, head)
-    k.store(page, start, bits_as(scale, "int32"))
+    scales, codes = _codes(k, source, shape.width, row, head, shape.key_groups)
+    for g, scale in enumerate(scales):
+        k.store(page, start + i32(g * PAGE), bits_as(scale, "int32"))
     for c, numbers in enumerate(codes):
         words = as_words(k, numbers + splat(i32(KEY_BIAS), LANES))
         for j in range(min(LANES // 4, shape.key_steps - c * LANES // 4)):
-            place = i32((c * LANES // 4 + j) * PAGE + shape.scale_words)
+            place = i32((shape.key_groups + c * LANES // 4 + j) * PAGE)
             k.store(page, start + place, tirx.Shuffle([words], [i32(j)]))
 
 
@@ -109,9 +110,9 @@ def _write_value_codes(
 ) -> None:
     """Every fourth byte of a row of words, and the scale."""
     start = k.let(head * i32(shape.value_head_bytes // WORD))
-    scale, codes = _codes(k, source, shape.value_width, row, head)
+    (scale,), codes = _codes(k, source, shape.value_width, row, head, shape.value_groups)
     k.store(page, start + at, bits_as(scale, "int32"))
-    four = k.let(start + i32(shape.scale_words) + tirx.Div(at, i32(4)) * i32(shape.padded_value_width))
+    four = k.let(start + i32(shape.value_groups * PAGE) + tirx.Div(at, i32(4)) * i32(shape.padded_value_width))
     byte = k.let(four * i32(WORD) + tirx.Mod(at, i32(4)))
     view = k.offset(page, i32(0), 0, "int8")
     for c, numbers in enumerate(codes):
@@ -119,15 +120,21 @@ def _write_value_codes(
 
 
 def _codes(
-    k: Emitter, source: Heads, width: int, row: Expr, head: Expr
-) -> tuple[Expr, list[Expr]]:
-    """A head's scale and codes, 16 to a vector."""
+    k: Emitter, source: Heads, width: int, row: Expr, head: Expr, groups: int
+) -> tuple[list[Expr], list[Expr]]:
+    """A head's scales, one for each group of dims, and codes, 16 to a vector."""
     padded = -(-width // LANES) * LANES
     x = k.local(padded, lanes=1)
     load_head(k, x, source, row, head, width, None)
     parts = [k.let(x.load(i32(c), LANES)) for c in range(0, padded, LANES)]
-    scale, inverse = shared_scale(k, parts, 127)
-    return scale, [to_codes(k, part, inverse) for part in parts]
+    scales, codes = [], []
+    each = len(parts) // groups
+    for g in range(groups):
+        mine = parts[g * each : (g + 1) * each]
+        scale, inverse = shared_scale(k, mine, CACHE_LEVELS)
+        scales.append(scale)
+        codes += [to_codes(k, part, inverse) for part in mine]
+    return scales, codes
 
 
 def _each_element(

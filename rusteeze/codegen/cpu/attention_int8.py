@@ -1,6 +1,6 @@
 """Attention over an int8 cache, in whole numbers.
 
-Keys and values have eight bits and a scale per token and head. What they are multiplied by is rounded
+Keys and values have eight bits, values a scale per token and head, keys one for each group of dims. What they are multiplied by is rounded
 much finer, so that it adds no error of its own: queries to codes of 14 bits and a sign, a round's weights
 (probability times the value's scale) to 16 bits. Both are split into two halves of a byte, each half is a
 row of an int8 dot product, and the sums are exact whatever their order.
@@ -41,6 +41,7 @@ from rusteeze.codegen.cpu.emit import (
 from rusteeze.codegen.cpu.rope import Heads
 
 HALVES = 2
+CACHE_LEVELS = 127
 KEY_BIAS = 128
 """Added to the codes of keys, which the dot product wants unsigned."""
 QUERY_BITS = 7
@@ -57,31 +58,31 @@ def round_queries(
     k: Emitter, shape: AttentionShape, queries: Heads, item: Item, factor: Expr
 ) -> tuple[Buffer, QueryRounding]:
     """Words [rows, 2, D/4] of queries times ``factor``: code = upper * 128 + lower."""
-    n, steps = item.count, shape.key_steps
+    n, groups = item.count, shape.key_groups
     padded = -(-shape.width // LANES) * LANES
     words = k.local(n * HALVES * padded // 4, "int32", lanes=1)
     padded_rows = -(-n // LANES) * LANES
-    rounding = QueryRounding(k.local(n * HALVES, "int32", lanes=1), k.local(padded_rows, lanes=1))
+    rounding = QueryRounding(k.local(n * HALVES * groups, "int32", lanes=1), k.local(padded_rows, lanes=1))
     x = k.local(padded, lanes=1)
     with k.loop(n) as i:
         load_head(k, x, queries, k.let(item.row[i]), k.let(item.head[i]), shape.width, factor)
         parts = [k.let(x.load(i32(c), LANES)) for c in range(0, padded, LANES)]
         scale, inverse = shared_scale(k, parts, QUERY_LEVELS)
         k.store(rounding.scale, i, scale)
-        sums = [splat(i32(0), LANES)] * HALVES
+        sums = {(h, g): splat(i32(0), LANES) for h in range(HALVES) for g in range(groups)}
         for c, part in enumerate(parts):
             codes = to_codes(k, part, inverse)
             half = splat(i32(1 << (QUERY_BITS - 1)), LANES)
             upper = k.let(tirx.shift_right(codes + half, splat(i32(QUERY_BITS), LANES)))
             lower = k.let(codes - tirx.shift_left(upper, splat(i32(QUERY_BITS), LANES)))
             for h, number in enumerate((upper, lower)):
-                sums[h] = k.let(sums[h] + number)
+                group = c * groups // len(parts)
+                sums[h, group] = k.let(sums[h, group] + number)
                 at = (i * i32(HALVES) + i32(h)) * i32(padded // 4) + i32(c * LANES // 4)
                 k.store(words, at, as_words(k, number))
-        for h in range(HALVES):
-            bias = reduce_add_int(sums[h]) * i32(-KEY_BIAS)
-            k.store(rounding.offset, i * i32(HALVES) + i32(h), bias)
-    assert steps <= padded // 4
+        for (h, g), numbers in sums.items():
+            bias = reduce_add_int(numbers) * i32(-KEY_BIAS)
+            k.store(rounding.offset, (i * i32(HALVES) + i32(h)) * i32(groups) + i32(g), bias)
     return words, rounding
 
 
@@ -105,9 +106,11 @@ def score(
     k: Emitter, shape: AttentionShape, tables: Buffer, keys: Buffer, values: Buffer, item: Item,
     base: Expr, state: Registers,
 ) -> None:  # fmt: skip
-    """q . k for every row and the round's 64 keys, as attention_round.py has it for other caches."""
+    """q . k for every row and the round's 64 keys, group by group; attention_round.py has it for other
+    caches."""
     assert state.rounding is not None
-    n, steps, padded = item.count, shape.key_steps, -(-shape.width // LANES) * LANES // 4
+    n, steps, groups = item.count, shape.key_steps, shape.key_groups
+    padded = -(-shape.width // LANES) * LANES // 4
     together = next(t for t in (PAGES_PER_ROUND, 2, 1) if n * HALVES * t <= MOST_REGISTERS or t == 1)
     head = k.let(item.span.kv_head * i32(shape.key_head_bytes // 4))
     with k.loop(PAGES_PER_ROUND // together) as part:
@@ -118,26 +121,30 @@ def score(
             ahead = pages_of(k, tables, values, shape.value_page_bytes, item.span, base, first, together)
         prefetch_share(k, ahead, item.span, None, steps, shape.value_head_bytes)
         regs = k.local(n * HALVES * together, "int32")
-        for r in range(n * HALVES):
-            offset = splat(k.let(state.rounding.offset[i32(r)]), LANES)
-            for j in range(together):
-                k.store(regs, r * together + j, offset)
-        with k.loop(steps) as d:
-            at = k.let(head + i32(PAGE) + d * i32(PAGE))
-            vectors = [k.let(view.load(at, LANES)) for view in views]
-            prefetch_share(k, ahead, item.span, d, steps, shape.value_head_bytes)
+        with k.loop(groups) as g:
             for r in range(n * HALVES):
-                query = splat(k.let(state.scaled[i32(r * padded) + d]), LANES)
-                for j, vector in enumerate(vectors):
-                    k.store(regs, r * together + j, _dot4(regs[r * together + j], vector, query))
-        scales = [k.let(bits_as(view.load(head, LANES), "float32")) for view in views]
-        for i in range(n):
-            scale = splat(k.let(state.rounding.scale[i32(i)]), LANES)
-            for j in range(together):
-                upper, lower = (regs[(i * HALVES + h) * together + j] for h in range(HALVES))
-                total = convert(_joined(upper, lower, QUERY_BITS), "float32")
-                target = i32(i * ROUND) + (first + i32(j)) * i32(PAGE)
-                k.store(state.scores, target, total * (scales[j] * scale))
+                offset = splat(k.let(state.rounding.offset[i32(r * groups) + g]), LANES)
+                for j in range(together):
+                    k.store(regs, r * together + j, offset)
+            with k.loop(steps // groups) as s:
+                d = k.let(g * i32(steps // groups) + s)
+                at = k.let(head + (d + i32(groups)) * i32(PAGE))
+                vectors = [k.let(view.load(at, LANES)) for view in views]
+                prefetch_share(k, ahead, item.span, d, steps, shape.value_head_bytes)
+                for r in range(n * HALVES):
+                    query = splat(k.let(state.scaled[i32(r * padded) + d]), LANES)
+                    for j, vector in enumerate(vectors):
+                        k.store(regs, r * together + j, _dot4(regs[r * together + j], vector, query))
+            place = k.let(head + g * i32(PAGE))
+            scales = [k.let(bits_as(view.load(place, LANES), "float32")) for view in views]
+            for i in range(n):
+                scale = splat(k.let(state.rounding.scale[i32(i)]), LANES)
+                for j in range(together):
+                    upper, lower = (regs[(i * HALVES + h) * together + j] for h in range(HALVES))
+                    total = convert(_joined(upper, lower, QUERY_BITS), "float32")
+                    target = k.let(i32(i * ROUND) + (first + i32(j)) * i32(PAGE))
+                    before = select(g > i32(0), state.scores.load(target, LANES), splat(0.0, LANES))
+                    k.store(state.scores, target, fma(total, k.let(scales[j] * scale), before))
 
 
 def _joined(upper: Expr, lower: Expr, bits: int) -> Expr:
@@ -181,7 +188,7 @@ def add_columns(
     regs = k.local(n * HALVES * vectors, "int32")
     for r in range(n * HALVES * vectors):
         k.store(regs, r, splat(i32(0), LANES))
-    start = k.let(item.span.kv_head * i32(shape.value_head_bytes // 4) + i32(shape.scale_words) + column)
+    start = k.let(item.span.kv_head * i32(shape.value_head_bytes // 4) + i32(shape.value_groups * PAGE) + column)
     with k.loop(pages) as u:
         page = k.let(tables[first_page + u])
         view = k.offset(values, page, shape.value_page_bytes, values.dtype)

@@ -3,7 +3,7 @@
 A page holds 16 tokens of one layer. float32: K page [heads][D][16], V page [heads][16][DVp].
 bf16: K page [heads][D/2][16] of pairs of dims, V page [heads][8][DVp] of pairs of tokens, as 32-bit
 words, so that a bf16 dot product reads both without conversion. int8: a head begins with the scales of
-its 16 tokens; then K page [heads][D/4][16] of four dims a word, each plus 128 and so unsigned, V page
+its 16 tokens, of a key for each group of dims; then K page [heads][D/4][16] of four dims a word, each plus 128 and so unsigned, V page
 [heads][4][DVp] of four tokens a word, signed, as an int8 dot product wants them. DVp is DV rounded up to
 16, D/4 is rounded up.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from rusteeze.artifact.contract import BLOCK_SIZE
 from rusteeze.codegen.cpu.emit import LANES
+from rusteeze.ir.ops.attention import key_group
 
 PAGE = BLOCK_SIZE
 WORD = 4
@@ -72,18 +73,23 @@ class AttentionShape:
         return PAGE // self.per_word
 
     @property
-    def scale_words(self) -> int:
-        """Words in front of a head's part of a page."""
-        return PAGE if self.cache == "int8" else 0
+    def key_groups(self) -> int:
+        """Scales of a key."""
+        return self.width // key_group(self.width) if self.cache == "int8" else 0
+
+    @property
+    def value_groups(self) -> int:
+        """Scales of a value."""
+        return int(self.cache == "int8")
 
     @property
     def key_head_bytes(self) -> int:
         """A key head's part of a page."""
-        return (self.scale_words + self.key_steps * PAGE) * WORD
+        return (self.key_groups + self.key_steps) * PAGE * WORD
 
     @property
     def value_head_bytes(self) -> int:
-        return (self.scale_words + self.value_steps * self.padded_value_width) * WORD
+        return (self.value_groups * PAGE + self.value_steps * self.padded_value_width) * WORD
 
     @property
     def key_page_bytes(self) -> int:

@@ -48,7 +48,7 @@ class Item:
 class QueryRounding:
     """Beside the codes of queries for an int8 cache (attention_int8.py), per query row."""
 
-    offset: Buffer  # [rows, 2] what the keys' bias adds to each half
+    offset: Buffer  # [rows, 2, groups] what the keys' bias adds to each half
     scale: Buffer  # [rows]
 
 

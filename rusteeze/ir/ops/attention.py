@@ -19,6 +19,7 @@ from rusteeze.ir.types import TensorType
 Array = np.ndarray
 STYLES = ("half", "inter", "inter_to_half")
 CACHES = ("f32", "bf16", "int8")
+KEY_GROUP = 32
 
 
 def _infer_rope(
@@ -93,13 +94,19 @@ def _infer_attention(
     return q.with_shape(q.shape[0], q.shape[1], v.shape[2])
 
 
-def cached(x: Array, cache: str) -> Array:
-    """Heads [T, H, D] as a cache gives them back: float32, bf16, or int8 with a scale per token and head."""
+def key_group(width: int) -> int:
+    """Dims of a key that share a scale in an int8 cache: where models have outliers, they are in few dims."""
+    return width if width % KEY_GROUP else KEY_GROUP
+
+
+def cached(x: Array, cache: str, group: int) -> Array:
+    """Heads [T, H, D] as a cache gives them back: float32, bf16, or int8 with a scale per token, head and
+    ``group`` of dims."""
     if cache == "bf16":
         return bf16_values(bf16_bits(x))
     if cache == "int8":
-        codes, scale = quantize_rows(x, x.shape[-1])
-        x = codes.astype(np.float32) * scale
+        codes, scale = quantize_rows(x, group)
+        x = codes.astype(np.float32) * np.repeat(scale, group, -1)
     return x
 
 
@@ -113,7 +120,7 @@ def attend(
     to the softmax's denominator only; ``cache`` says as what keys and values are kept."""
     out = np.empty((*q.shape[:2], v.shape[2]), np.float32)
     group = q.shape[1] // k.shape[1]
-    k, v = cached(k, cache), cached(v, cache)
+    k, v = cached(k, cache, key_group(k.shape[2])), cached(v, cache, v.shape[2])
     row = 0
     for sequence, n in state.batch:
         rows = slice(row, row + n)
