@@ -102,6 +102,7 @@ class Lowering:
         self.kernels: dict[str, Kernel] = {}
         self.calls: list[PendingCall] = []
         self.pages: dict[int, Pages] = {}
+        self.best: list[Storage] = []
         self._named: dict[tuple[str, str], Storage] = {}
         for v in graph.inputs:
             self.env[v] = View(self.input(v.name), Access("i32", 1, (), ()))

@@ -29,7 +29,8 @@ def make_plan(ctx: Lowering) -> Plan:
     """The plan of everything that was lowered."""
     (logits,) = ctx.graph.outputs
     out = ctx.view(logits).storage
-    lifetimes = _lifetimes(ctx.calls, out)
+    best, place = ctx.best
+    lifetimes = _lifetimes(ctx.calls, [out, best, place])
     offsets, sizes = assign_offsets(lifetimes)
     number = {life.storage: i for i, life in enumerate(lifetimes)}
     meets = barriers(ctx.calls, offsets)
@@ -47,10 +48,11 @@ def make_plan(ctx: Lowering) -> Plan:
             for c, meet in zip(ctx.calls, meets, strict=True)
         ),
         logits=number[out],
+        best=(number[best], number[place]),
     )
 
 
-def _lifetimes(calls: list[PendingCall], out: Storage) -> list[Lifetime]:
+def _lifetimes(calls: list[PendingCall], outputs: list[Storage]) -> list[Lifetime]:
     first: dict[Storage, int] = {}
     last: dict[Storage, int] = {}
     for i, call in enumerate(calls):
@@ -58,7 +60,7 @@ def _lifetimes(calls: list[PendingCall], out: Storage) -> list[Lifetime]:
             if isinstance(p.target, Storage) and p.target.kind == "buffer":
                 first.setdefault(p.target, i)
                 last[p.target] = i
-    last[out] = len(calls)
+    last |= dict.fromkeys(outputs, len(calls))
     return [Lifetime(s, first[s], last[s]) for s in first]
 
 
