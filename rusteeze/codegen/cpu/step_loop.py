@@ -16,7 +16,9 @@ steps, [30] spins before a thread sleeps at a barrier, [31] their upper bound, [
 
 Waiting is spinning first, because others are usually only microseconds away, then sleeping in a futex
 (Linux): when other processes hold the cores, a spinning thread keeps its own partner from running. So
-patience at barriers adapts: a wait in vain cuts it to FEWEST spins, every meeting adds PATIENCE.
+patience at barriers adapts: a wait in vain halves it, down to FEWEST spins; every meeting adds an eighth
+and PATIENCE. (Cutting it to FEWEST at once was a trap: one late partner, as after a pause, when a processor
+has to be woken first, and from then on every wait ended in a futex, whose waking took longer still.)
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ spin:
 met:
   %most_at = getelementptr i64, ptr %shared, i64 31
   %most = load atomic i32, ptr %most_at monotonic, align 4
-  %patient = add i32 %limit, PATIENCE
+  %eighth = lshr i32 %limit, 3
+  %longer = add i32 %limit, %eighth
+  %patient = add i32 %longer, PATIENCE
   %low = icmp ult i32 %patient, %most
   %bounded = select i1 %low, i32 %patient, i32 %most
   store atomic i32 %bounded, ptr %spins_at monotonic, align 4
@@ -74,7 +78,10 @@ again:
   %long = icmp ugt i32 %more, %limit
   br i1 %long, label %crowded, label %spin
 crowded:
-  store atomic i32 FEWEST, ptr %spins_at monotonic, align 4
+  %half = lshr i32 %limit, 1
+  %few = icmp ult i32 %half, FEWEST
+  %fewer = select i1 %few, i32 FEWEST, i32 %half
+  store atomic i32 %fewer, ptr %spins_at monotonic, align 4
   br label %sleep
 sleep:
   %s1 = atomicrmw add ptr %sleeping, i32 1 seq_cst, align 4
