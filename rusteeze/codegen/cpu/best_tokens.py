@@ -49,13 +49,16 @@ def lower_best_tokens(ctx: Lowering) -> None:
 
 
 def best_tokens(k: Emitter, logits: Access, width: int, strides: list[int]) -> None:
-    """Arguments: logits [R, width], largest values [R, PARTS], their places [R, PARTS]. Parts are shared."""
+    """Arguments: logits [R, width], largest values [R, PARTS], their places [R, PARTS].
+
+    Threads take parts of all rows, not rows: about what they wrote themselves, as products share columns."""
     x, values, places = k.pointer("float32"), k.pointer("float32"), k.pointer("int32")
     size = -(-width // (PARTS * LANES)) * LANES
-    first, count = k.share(k.step(STEP_ROWS) * i32(PARTS))
+    rows = k.step(STEP_ROWS)
+    first, count = k.share(rows * i32(PARTS))
     with k.loop(count) as n:
         item = k.let(first + n)
-        row, part = k.let(tirx.Div(item, i32(PARTS))), k.let(tirx.Mod(item, i32(PARTS)))
+        row, part = k.let(tirx.Mod(item, rows)), k.let(tirx.Div(item, rows))
         start = k.let(part * i32(size))
         length = k.let(maximum(minimum(i32(width) - start, i32(size)), i32(0)))
         best, place = k.local(LANES, lanes=1), k.local(LANES, "int32", lanes=1)
