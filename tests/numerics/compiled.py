@@ -51,6 +51,7 @@ class CompiledStep:
     def __init__(
         self, graph: Graph, weights: Mapping[str, Array | Weight], constants: Mapping[str, Array], folder: Path,
         activations: str = "f32", threads: int = 1, isa: Isa | None = None, dtype: str = "f32",
+        kv_dtype: str = "auto",
     ) -> None:  # fmt: skip
         def load(name: str) -> Weight:
             stored = weights[name]
@@ -62,7 +63,7 @@ class CompiledStep:
 
         for name, value in graph.weights.items():
             value.format = load(name).format
-        kv_dtype = choose_kv_dtype(activations, CompileOptions())
+        kv_dtype = choose_kv_dtype(activations, CompileOptions(kv_dtype=kv_dtype))
         optimize(graph, dict(constants), activations, kv_dtype)
         lowered = lower(graph, LoweringOptions(MAX_MODEL_LEN))
         packed = {
