@@ -59,11 +59,16 @@ class Cost(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One kernel call. ``barrier``: all threads wait for each other behind it."""
+    """One kernel call. ``barrier``: all threads wait for each other behind it.
+
+    Steps of one token have little to share. There ``lone_barrier`` says whether threads wait, and a call
+    that ``repeats`` is run whole by every thread, each into its own copy of what it writes."""
 
     kernel: str
     args: tuple[Arg, ...]
     barrier: bool = True
+    lone_barrier: bool = True
+    repeats: bool = False
     origin: str = ""
     cost: Cost = Cost()
 
@@ -71,11 +76,13 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
 class Buffer(msgspec.Struct, frozen=True, omit_defaults=True):
     """Scratch memory with one row per token ("T") or per logits row ("R").
 
-    It begins ``offset`` bytes *per row of capacity* into the arena of its space."""
+    It begins ``offset`` bytes *per row of capacity* into the arena of its space; in a step of one token,
+    if it is ``private``, into an arena of each thread's own."""
 
     space: Literal["T", "R"]
     row_bytes: int
     offset: int
+    private: bool = False
 
 
 class Pages(msgspec.Struct, frozen=True):

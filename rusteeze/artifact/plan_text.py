@@ -21,6 +21,8 @@ def call_lines(plan: Plan, weight_bytes: WeightBytes) -> Iterator[str]:
         read = sum(weight_bytes(str(arg.which)) for arg in call.args if arg.kind == "weight")
         about = f"  weights {read}" if read else ""
         barrier = "  barrier" if call.barrier else ""
+        if call.barrier and not call.lone_barrier:
+            barrier += " (not with one token)"
         yield f"{number:4} {call.kernel}({args}){about}{barrier}  # {call.origin}"
 
 

@@ -3,7 +3,8 @@
 Memory: weights are mapped from the artifact; scratch and cache pages are allocated at full size once,
 but the operating system backs only what is touched. Scratch is laid out for a *capacity* of tokens:
 each step uses the smallest of a few capacities that holds it, so that a decode step's scratch stays in
-the cache; there is one table of addresses per capacity.
+the cache; there is one table of addresses per capacity, and for one token one per thread: small work is
+then done by each thread for itself (contract.Call.repeats).
 """
 
 from __future__ import annotations
@@ -13,11 +14,26 @@ from pathlib import Path
 
 import numpy as np
 
-from rusteeze.artifact.contract import BEST_PARTS, BLOCK_SIZE, STEP_INPUTS, TILE_FIELDS, Arg, Plan
+from rusteeze.artifact.contract import (
+    BEST_PARTS,
+    BLOCK_SIZE,
+    STEP_INPUTS,
+    TILE_FIELDS,
+    Arg,
+    Call,
+    Plan,
+)
 from rusteeze.artifact.plan_text import call_lines
 from rusteeze.observe import LAUNCHES, Observer
 from rusteeze.runtime.batch import Batch
-from rusteeze.runtime.launch import BARRIER_FLAG, Library, Program, ThreadPool
+from rusteeze.runtime.launch import (
+    BARRIER_FLAG,
+    REPEAT_FLAG,
+    Library,
+    MachineCall,
+    Program,
+    ThreadPool,
+)
 from rusteeze.runtime.weights import WeightFile
 
 ALIGNMENT = 64
@@ -56,6 +72,10 @@ class CpuExecutor:
             space: aligned_bytes(size * max_batched_tokens + ARENA_SLACK)
             for space, size in plan.arena_row_bytes.items()
         }
+        self._own_arenas = [
+            {space: aligned_bytes(size + ARENA_SLACK) for space, size in plan.arena_row_bytes.items()}
+            for _ in range(num_threads)
+        ]
         self._keys = {p.layer: aligned_bytes(p.key_bytes * num_blocks) for p in plan.pages}
         self._values = {p.layer: aligned_bytes(p.value_bytes * num_blocks) for p in plan.pages}
         self._inputs = {
@@ -139,16 +159,23 @@ class CpuExecutor:
         """The plan's calls with addresses for these capacities."""
         key = (tokens, rows)
         if key not in self._programs:
-            capacity = {"T": tokens, "R": rows}
-            self._programs[key] = Program([
-                (
-                    self._library.address(call.kernel), BARRIER_FLAG if call.barrier else 0,
-                    [self._address(arg, capacity) for arg in call.args],
-                )
-                for call in self.plan.calls
-            ])  # fmt: skip
+            threads = self._pool.num_threads if tokens == 1 else 1
+            first, *others = (
+                [self._machine_call(call, key, thread) for call in self.plan.calls]
+                for thread in range(threads)
+            )
+            self._programs[key] = Program(first, others)
             self._show_launches(tokens, rows)
         return self._programs[key]
+
+    def _machine_call(self, call: Call, capacities: tuple[int, int], thread: int) -> MachineCall:
+        """A call with the addresses of a thread."""
+        lone = capacities[0] == 1
+        flags = BARRIER_FLAG if (call.lone_barrier if lone else call.barrier) else 0
+        if lone and call.repeats:
+            flags |= REPEAT_FLAG
+        args = [self._address(arg, capacities, thread) for arg in call.args]
+        return self._library.address(call.kernel), flags, args
 
     def _show_launches(self, tokens: int, rows: int) -> None:
         """What a program launches, for those who watch: once, since every step launches the same."""
@@ -157,10 +184,13 @@ class CpuExecutor:
             lines = call_lines(self.plan, self._weights.nbytes)
             self._observer.say(LAUNCHES, "\n".join([title, *lines]))
 
-    def _address(self, arg: Arg, capacity: dict[str, int]) -> int:
+    def _address(self, arg: Arg, capacities: tuple[int, int], thread: int) -> int:
         if arg.kind == "buffer":
             buffer = self.plan.buffers[int(arg.which)]
-            base = self._arenas[buffer.space].ctypes.data + capacity[buffer.space] * buffer.offset
+            lone = buffer.private and capacities[0] == 1
+            arenas = self._own_arenas[thread] if lone else self._arenas
+            capacity = capacities["TR".index(buffer.space)]
+            base = arenas[buffer.space].ctypes.data + capacity * buffer.offset
         elif arg.kind == "weight":
             base = self._weights.address(str(arg.which))
         elif arg.kind == "input":

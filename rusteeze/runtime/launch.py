@@ -8,6 +8,7 @@ rusteeze.codegen.cpu.step_loop.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import platform
 import threading
 import weakref
@@ -23,7 +24,8 @@ from rusteeze.errors import UserError
 SHARED_WORDS = 64
 PROGRAM, COUNT, STEP, THREADS, STOP, STEP_SPINS, BARRIER_SPINS, MOST_BARRIER_SPINS = range(24, 32)
 STAMPS, STAMPS_PER_CALL = 32, 3
-BARRIER_FLAG = 1
+PROGRAM_STRIDE = 33
+BARRIER_FLAG, REPEAT_FLAG = 1, 2
 # pauses (some 15 ns each) before a thread sleeps: between steps, and at a barrier within a step
 SPINS_BETWEEN_STEPS = 20_000
 SPINS_AT_BARRIER = 20_000
@@ -85,21 +87,26 @@ class Library:
         return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
+MachineCall = tuple[int, int, Sequence[int]]
+
+
 class Program:
     """A table of kernel calls with all addresses filled in.
 
-    ``calls``: (kernel address, flags, argument addresses) in order."""
+    ``calls``: (kernel address, flags, argument addresses) in order. ``others``: the same calls with the
+    addresses for thread 1, 2, …, where each thread has its own."""
 
-    def __init__(self, calls: Sequence[tuple[int, int, Sequence[int]]]) -> None:
+    def __init__(self, calls: Sequence[MachineCall], others: Sequence[Sequence[MachineCall]] = ()) -> None:
         words: list[int] = []
         starts: list[int] = []
-        for kernel, flags, args in calls:
+        for kernel, flags, args in itertools.chain(calls, *others):
             starts.append(len(words))
             words += [kernel, flags, *args]
         self._words = np.array(words, np.uint64)
         base = self._words.ctypes.data
         self._records = np.array([base + 8 * s for s in starts], np.uint64)
-        self.count = len(starts)
+        self.count = len(calls)
+        self.stride = 8 * self.count if others else 0
 
     @property
     def address(self) -> int:
@@ -143,6 +150,7 @@ class ThreadPool:
             raise RuntimeError("the thread pool is closed")
         self._shared[PROGRAM] = program.address
         self._shared[COUNT] = program.count
+        self._shared[PROGRAM_STRIDE] = program.stride
         self._shared[STEP] = step.ctypes.data
         self._library.step_once(self._address)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from smollm2 import MARKS, python, rusteeze
 
+from rusteeze.artifact.contract import decode_plan
+
 pytestmark = MARKS
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,13 @@ def test_generating_needs_no_compiler_and_no_linker(smollm2: Path, tmp_path: Pat
     usual = rusteeze("generate", smollm2, *ARGUMENTS)
     assert "Paris" in usual
     assert rusteeze("generate", smollm2, *ARGUMENTS, env={"PATH": str(tmp_path)}) == usual
+
+
+def test_threads_meet_six_times_a_layer_for_one_token(smollm2: Path) -> None:
+    plan = decode_plan((smollm2 / "plan.json").read_bytes())
+    layer = [call for call in plan.calls if ".layers.3." in call.origin]
+    assert sum(call.barrier for call in layer) == 8
+    assert sum(call.lone_barrier for call in layer) == 6
 
 
 def test_peak_memory_is_at_most_twice_the_weights(smollm2: Path) -> None:

@@ -25,13 +25,13 @@ def lower_embedding(ctx: Lowering, node: Node) -> None:
         ctx.call(
             f"embedding_rows_{layout.k}", key,
             lambda k, _isa: embedding.embedding_rows(k, view.access, layout.k, out.access, k.step(slot)),
-            [at(view), at(ctx.view(table))], [at(out)], node,
+            [at(view), at(ctx.view(table))], [at(out)], node, rowwise=True,
         )  # fmt: skip
         return
     ctx.call(
         f"embedding_{layout.format}_k{layout.k}", f"{key}|{layout}",
         lambda k, _isa: embedding.embedding_tiles(k, view.access, layout, out.access, k.step(slot)),
-        [at(view), *ctx.weight_tiles(table, layout)], [at(out)], node,
+        [at(view), *ctx.weight_tiles(table, layout)], [at(out)], node, rowwise=True,
     )  # fmt: skip
 
 

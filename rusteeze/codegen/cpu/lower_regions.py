@@ -103,7 +103,7 @@ def _call_region(
     region = Region(body, accesses, results, ctx.rows_slot(node.results[0]))
     label = f"{_label(body, None)}_{'x'.join(map(str, shape)) or '1'}"
     reads = [at(v) for v in views]
-    ctx.call(label, _key(region), lambda k, _isa: emit(k, region), reads, writes, node)
+    ctx.call(label, _key(region), lambda k, _isa: emit(k, region), reads, writes, node, rowwise=True)
 
 
 def _results(ctx: Lowering, node: Node, body: Graph) -> tuple[tuple[Result, ...], list[Pointer]]:

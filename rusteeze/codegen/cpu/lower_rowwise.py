@@ -34,4 +34,5 @@ def call_rowwise(
 
     shape = "x".join(map(str, written[0].shape)) or "1"
     key = f"{attrs}|{slot}|{'|'.join(a.key() for a in read + written)}"
-    ctx.call(f"{op}_{shape}", key, emit, [at(v) for v in ins], [at(v) for v in outs], node)
+    reads, writes = [at(v) for v in ins], [at(v) for v in outs]
+    ctx.call(f"{op}_{shape}", key, emit, reads, writes, node, rowwise=True)

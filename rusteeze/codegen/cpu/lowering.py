@@ -69,13 +69,14 @@ class Pointer:
 
 @dataclass(frozen=True)
 class PendingCall:
-    """A call before memory is planned."""
+    """A call before memory is planned. ``rowwise``: it does little for each row, and threads share rows."""
 
     kernel: str
     args: tuple[Pointer, ...]
     reads: frozenset[Storage | PageSet]
     writes: frozenset[Storage | PageSet]
     node: Node
+    rowwise: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Lowering:
     # ---- calls ----------------------------------------------------------------------------------
     def call(
         self, label: str, key: str, emit: EmitKernel, reads: list[Pointer], writes: list[Pointer],
-        node: Node, tunable: Tunable | None = None,
+        node: Node, tunable: Tunable | None = None, rowwise: bool = False,
     ) -> None:  # fmt: skip
         """Record a call with the arguments ``reads + writes``; kernels of equal key are shared."""
         name = f"{label}_{hashlib.sha256(f'{label}|{key}'.encode()).hexdigest()[:8]}"
@@ -186,7 +187,7 @@ class Lowering:
         self.calls.append(
             PendingCall(
                 name, tuple(reads + writes), frozenset(p.target for p in reads),
-                frozenset(p.target for p in writes), node,
+                frozenset(p.target for p in writes), node, rowwise,
             )
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from rusteeze.artifact.contract import SCHEMA, Arg, Buffer, Call, Library, Plan
@@ -30,10 +31,12 @@ def make_plan(ctx: Lowering) -> Plan:
     (logits,) = ctx.graph.outputs
     out = ctx.view(logits).storage
     best, place = ctx.best
-    lifetimes = _lifetimes(ctx.calls, [out, best, place])
+    outputs = [out, best, place]
+    repeated, private = repeats(ctx.calls, outputs)
+    lifetimes = _lifetimes(ctx.calls, repeated, outputs)
     offsets, sizes = assign_offsets(lifetimes)
     number = {life.storage: i for i, life in enumerate(lifetimes)}
-    meets = barriers(ctx.calls, offsets)
+    meets, lone_meets = barriers(ctx.calls, offsets), barriers(ctx.calls, offsets, private)
     return Plan(
         schema=SCHEMA,
         libraries=tuple(Library(i.name, i.machine, tuple(sorted(i.requires))) for i in ctx.options.isas),
@@ -41,43 +44,68 @@ def make_plan(ctx: Lowering) -> Plan:
         max_model_len=ctx.options.max_model_len,
         query_tokens=ctx.query_tokens,
         arena_row_bytes=sizes,
-        buffers=tuple(_buffer(life.storage, offsets) for life in lifetimes),
+        buffers=tuple(_buffer(life.storage, offsets, private) for life in lifetimes),
         pages=tuple(ctx.pages[layer] for layer in sorted(ctx.pages)),
         calls=tuple(
-            Call(c.kernel, tuple(_arg(p, number) for p in c.args), meet, c.node.origin, call_cost(ctx, c))
-            for c, meet in zip(ctx.calls, meets, strict=True)
+            Call(
+                c.kernel, tuple(_arg(p, number) for p in c.args), meets[i], lone_meets[i], repeated[i],
+                c.node.origin, call_cost(ctx, c),
+            )
+            for i, c in enumerate(ctx.calls)
         ),
         logits=number[out],
         best=(number[best], number[place]),
     )
 
 
-def _lifetimes(calls: list[PendingCall], outputs: list[Storage]) -> list[Lifetime]:
+def _lifetimes(
+    calls: list[PendingCall], repeated: list[bool], outputs: list[Storage]
+) -> list[Lifetime]:
+    """What a repeated call touches lives on to the next call that threads share: that one need not wait
+    until all have read it."""
     first: dict[Storage, int] = {}
     last: dict[Storage, int] = {}
     for i, call in enumerate(calls):
+        until = repeated.index(False, i)  # the last call is never repeated: it writes what all see
         for p in call.args:
             if isinstance(p.target, Storage) and p.target.kind == "buffer":
                 first.setdefault(p.target, i)
-                last[p.target] = i
+                last[p.target] = until
     last |= dict.fromkeys(outputs, len(calls))
     return [Lifetime(s, first[s], last[s]) for s in first]
 
 
-def _buffer(storage: Storage, offsets: dict[Storage, int]) -> Buffer:
+def _buffer(storage: Storage, offsets: dict[Storage, int], private: Set[Memory]) -> Buffer:
     assert storage.space
-    return Buffer(storage.space, storage.row_bytes, offsets[storage])
+    return Buffer(storage.space, storage.row_bytes, offsets[storage], storage in private)
 
 
-def barriers(calls: list[PendingCall], offsets: dict[Storage, int]) -> list[bool]:
+def repeats(calls: list[PendingCall], outputs: list[Storage]) -> tuple[list[bool], Set[Memory]]:
+    """Which calls every thread runs whole in a step of one token, and the buffers that they write, which
+    each thread has for itself then: nobody waits for one thread's small work. No other call writes these."""
+    repeated = [call.rowwise for call in calls]
+    while True:
+        shared: set[Memory] = {*outputs}
+        shared |= {m for call, r in zip(calls, repeated, strict=True) if not r for m in call.writes}
+        left = [r and not call.writes & shared for call, r in zip(calls, repeated, strict=True)]
+        if left == repeated:
+            own = {m for call, r in zip(calls, repeated, strict=True) if r for m in call.writes}
+            return repeated, own
+        repeated = left
+
+
+def barriers(
+    calls: list[PendingCall], offsets: dict[Storage, int], private: Set[Memory] = frozenset()
+) -> list[bool]:
     """Behind which calls all threads meet: before a call that touches bytes which another call since the
-    last meeting writes, or writes bytes which one reads. Always behind the last call."""
+    last meeting writes, or writes bytes which one reads. Always behind the last call. What is private
+    no other thread touches."""
     meets = [False] * len(calls)
     read: list[Span] = []
     written: list[Span] = []
     for i, call in enumerate(calls):
-        reads = [_span(m, offsets) for m in call.reads]
-        writes = [_span(m, offsets) for m in call.writes]
+        reads = [_span(m, offsets) for m in call.reads if m not in private]
+        writes = [_span(m, offsets) for m in call.writes if m not in private]
         if i and (_clash(reads + writes, written) or _clash(writes, read)):
             meets[i - 1] = True
             read, written = [], []

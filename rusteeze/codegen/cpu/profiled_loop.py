@@ -29,15 +29,19 @@ define linkonce_odr void @rz_stamp(ptr %at) nounwind {
 
 define linkonce_odr void @rz_run_profiled(ptr %shared, i32 %tid, ptr %stamps) nounwind noinline {
 entry:
-  %program_at = getelementptr i64, ptr %shared, i64 24
-  %program = load ptr, ptr %program_at, align 8
+  %programs_at = getelementptr i64, ptr %shared, i64 24
+  %programs = load ptr, ptr %programs_at, align 8
+  %apart_at = getelementptr i64, ptr %shared, i64 33
+  %apart = load i64, ptr %apart_at, align 8
+  %thread = sext i32 %tid to i64
+  %further = mul i64 %thread, %apart
+  %program = getelementptr i8, ptr %programs, i64 %further
   %count_at = getelementptr i64, ptr %shared, i64 25
   %count = load i64, ptr %count_at, align 8
   %step_at = getelementptr i64, ptr %shared, i64 26
   %step = load ptr, ptr %step_at, align 8
   %nth_at = getelementptr i64, ptr %shared, i64 27
   %nth = load i32, ptr %nth_at, align 8
-  %thread = sext i32 %tid to i64
   %skipped = mul i64 %thread, %count
   br label %head
 head:
@@ -55,8 +59,12 @@ body:
   %before = getelementptr [3 x i64], ptr %stamps, i64 %n
   %behind = getelementptr i64, ptr %before, i64 1
   %met = getelementptr i64, ptr %before, i64 2
+  %two = and i64 %flags, 2
+  %whole = icmp ne i64 %two, 0
+  %t = select i1 %whole, i32 0, i32 %tid
+  %of = select i1 %whole, i32 1, i32 %nth
   call void @rz_stamp(ptr %before)
-  call void %kernel(ptr %args, ptr %step, i32 %tid, i32 %nth)
+  call void %kernel(ptr %args, ptr %step, i32 %t, i32 %of)
   call void @rz_stamp(ptr %behind)
   %bit = and i64 %flags, 1
   %wait = icmp ne i64 %bit, 0

@@ -2,7 +2,8 @@
 
     rz_run(program, count, step, bar, tid, nth)
         one thread's way through a program: ``program[i]`` points at a record
-        {kernel, flags, args...}; flag 1 asks for a barrier behind the call
+        {kernel, flags, args...}; flag 1 asks for a barrier behind the call, flag 2 lets every thread run
+        the call as if it were alone
     rz_worker(shared, tid)
         a helper thread: waits for a step, runs its share, waits again; returns when told to stop
     rz_step_once(shared)
@@ -12,7 +13,7 @@
 [1] sleeping helpers, [8] barrier count, [16] barrier generation, [17] sleepers at the barrier,
 [24] program, [25] count, [26] step, [27] threads, [28] stop, [29] spins before a helper sleeps between
 steps, [30] spins before a thread sleeps at a barrier, [31] their upper bound, [32] where time stamps go
-(profiled_loop.py), or 0.
+(profiled_loop.py), or 0, [33] bytes between the programs of two threads, 0 when all have the same.
 
 Waiting is spinning first, because others are usually only microseconds away, then sleeping in a futex
 (Linux): when other processes hold the cores, a spinning thread keeps its own partner from running. So
@@ -96,8 +97,13 @@ done:
 
 define linkonce_odr void @rz_run(ptr %shared, i32 %tid) nounwind {
 entry:
-  %program_at = getelementptr i64, ptr %shared, i64 24
-  %program = load ptr, ptr %program_at, align 8
+  %programs_at = getelementptr i64, ptr %shared, i64 24
+  %programs = load ptr, ptr %programs_at, align 8
+  %apart_at = getelementptr i64, ptr %shared, i64 33
+  %apart = load i64, ptr %apart_at, align 8
+  %thread = sext i32 %tid to i64
+  %further = mul i64 %thread, %apart
+  %program = getelementptr i8, ptr %programs, i64 %further
   %count_at = getelementptr i64, ptr %shared, i64 25
   %count = load i64, ptr %count_at, align 8
   %step_at = getelementptr i64, ptr %shared, i64 26
@@ -122,7 +128,11 @@ body:
   %flags_at = getelementptr i64, ptr %record, i64 1
   %flags = load i64, ptr %flags_at, align 8
   %args = getelementptr i64, ptr %record, i64 2
-  call void %kernel(ptr %args, ptr %step, i32 %tid, i32 %nth)
+  %two = and i64 %flags, 2
+  %whole = icmp ne i64 %two, 0
+  %t = select i1 %whole, i32 0, i32 %tid
+  %n = select i1 %whole, i32 1, i32 %nth
+  call void %kernel(ptr %args, ptr %step, i32 %t, i32 %n)
   %bit = and i64 %flags, 1
   %wait = icmp ne i64 %bit, 0
   br i1 %wait, label %meet, label %tail

@@ -176,8 +176,9 @@ class GraphRunner:
         ]
 
     def _poison(self) -> None:
-        for arena in self.executor._arenas.values():
-            arena[:] = NAN_BYTE
+        for arenas in (self.executor._arenas, *self.executor._own_arenas):
+            for arena in arenas.values():
+                arena[:] = NAN_BYTE
 
     def _check_scratch(self, rows: dict[str, int]) -> None:
         for space, arena in self.executor._arenas.items():

@@ -51,6 +51,8 @@ def test_the_text_of_a_plan_has_weights_offsets_and_lifetimes(runner: GraphRunne
     text = plan_text(plan, runner.nbytes)
     calls, buffers = text.split("\n\n")
     assert len(calls.splitlines()) == len(plan.calls)
+    fewer = sum(call.barrier and not call.lone_barrier for call in plan.calls)
+    assert calls.count("(not with one token)") == fewer == LAYERS + 1
     products = [line for line in calls.splitlines() if "linear" in line]
     assert len(products) == LAYERS
     assert all(f"weights {runner.nbytes(f'w{n}.tiles')}" in line for n, line in enumerate(products))

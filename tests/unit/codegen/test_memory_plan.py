@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rusteeze.codegen.cpu.lowering import PageSet, PendingCall
-from rusteeze.codegen.cpu.plan_calls import barriers
+from rusteeze.codegen.cpu.plan_calls import barriers, repeats
 from rusteeze.codegen.memory import Lifetime, assign_offsets
 from rusteeze.codegen.views import Storage
 
@@ -82,7 +83,8 @@ def programs(draw: st.DrawFn) -> tuple[list[PendingCall], dict[Storage, int]]:
     for _ in range(draw(st.integers(1, 14))):
         reads = draw(st.sets(st.sampled_from([*buffers, *pages, *constant]), max_size=3))
         writes = draw(st.sets(st.sampled_from([*buffers, *pages]), min_size=1, max_size=2))
-        calls.append(PendingCall("k", (), frozenset(reads), frozenset(writes), ""))
+        rowwise = draw(st.booleans())
+        calls.append(PendingCall("k", (), frozenset(reads), frozenset(writes), "", rowwise))
     return calls, offsets
 
 
@@ -108,6 +110,31 @@ def test_a_barrier_lies_between_calls_that_conflict(program):
     assert meets[-1]
     for i, j in combinations(range(len(calls)), 2):
         if conflict(calls[i], calls[j], offsets):
+            assert any(meets[i:j])
+
+
+@MANY
+@given(programs())
+def test_what_every_thread_repeats_is_written_to_memory_of_its_own(program):
+    calls, offsets = program
+    out = next(iter(offsets))
+    repeated, private = repeats(calls, [out])
+    assert out not in private
+    for call, whole in zip(calls, repeated, strict=True):
+        assert call.rowwise or not whole
+        assert (call.writes <= private) if whole else not (call.writes & private)
+
+
+@MANY
+@given(programs())
+def test_threads_with_memory_of_their_own_meet_where_they_share_some(program):
+    calls, offsets = program
+    _, private = repeats(calls, [next(iter(offsets))])
+    meets = barriers(calls, offsets, private)
+    assert sum(meets) <= sum(barriers(calls, offsets))
+    shared = [replace(c, reads=c.reads - private, writes=c.writes - private) for c in calls]
+    for i, j in combinations(range(len(calls)), 2):
+        if conflict(shared[i], shared[j], offsets):
             assert any(meets[i:j])
 
 

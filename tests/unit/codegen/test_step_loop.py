@@ -50,10 +50,12 @@ def runner(best_isa: Isa, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     runner.executor.close()
 
 
-def assert_steps_repeat(runner: GraphRunner, threads: int, count: int) -> None:
+def assert_steps_repeat(
+    runner: GraphRunner, threads: int, count: int, num_tokens: int = NUM_TOKENS
+) -> None:
     """Steps of changing tokens give the same results every time."""
     runner.use_threads(threads)
-    kinds = [tokens(np.arange(n, n + NUM_TOKENS)) for n in (0, 9, 20)]
+    kinds = [tokens(np.arange(n, n + num_tokens)) for n in (0, 9, 20)]
     runner.use_threads(1)
     wanted = [runner.run(step)[0] for step in kinds]
     runner.use_threads(threads)
@@ -66,6 +68,13 @@ def assert_steps_repeat(runner: GraphRunner, threads: int, count: int) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 def test_thousands_of_steps_give_the_same(runner, threads):
     assert_steps_repeat(runner, threads, STEPS)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_steps_of_one_token_whose_norms_each_thread_repeats(runner, threads):
+    plan = runner.lowered.plan
+    assert [c.repeats for c in plan.calls] == [True, *[False, True] * LAYERS, False]
+    assert_steps_repeat(runner, threads, STEPS, num_tokens=1)
 
 
 def test_more_threads_than_cores_than_rows_than_columns(runner):
