@@ -115,7 +115,8 @@ class CpuExecutor:
         values, places = (self._rows(which, self._capacity(rows), rows) for which in self.plan.best)
         each = np.arange(rows)
         part = values[:, :BEST_PARTS].view(np.float32).argmax(axis=1)
-        return places[each, part].astype(np.int64)
+        tokens: np.ndarray = places[each, part].astype(np.int64)
+        return tokens
 
     def execute_timed(self, batch: Batch) -> np.ndarray:
         """As ``execute``, for the times: see ThreadPool.run_timed. Calls are in the plan's order."""
