@@ -13,6 +13,9 @@ from pathlib import Path
 
 from provider import HERE, Provider
 
+SYSTEM_INFO = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
+"""With which instruction sets llama.cpp was built."""
+
 
 def engines(asked: argparse.Namespace, folder: Path) -> Iterator[Provider]:
     """What was asked for, in the order in which they take turns. ``folder`` receives their files."""
@@ -43,8 +46,9 @@ def ours(model: Path, weights: str, folder: Path, threads: int) -> Provider:
     cache_folder, count = folder / "cache", str(threads)
     compile_seconds(model, cache_folder)
     options = ["--temperature", "0", "--threads", count]
+    isa = os.environ.get("RUSTEEZE_ISA")
     return Provider(
-        "rusteeze", weights,
+        f"rusteeze, {isa} alone" if isa else "rusteeze", weights,
         [sys.executable, str(HERE / "ours.py"), str(model), count],
         [sys.executable, "-m", "rusteeze", "generate", str(model), *options, "-p"],
         ["--max-tokens"],
@@ -54,6 +58,8 @@ def ours(model: Path, weights: str, folder: Path, threads: int) -> Provider:
 
 def llamacpp(python: str, model: Path, weights: str, threads: int) -> Provider:
     name = f"llama.cpp (llama-cpp-python {version(python, 'llama-cpp-python')})"
+    if "AVX512 = 1" not in output(python, SYSTEM_INFO):
+        name += ", avx2 alone"
     return peer(python, "llamacpp", name, model, weights, threads)
 
 
@@ -92,6 +98,10 @@ def requantised(python: str, model: Path, folder: Path, threads: int) -> Path:
 
 
 def version(python: str, package: str) -> str:
-    code = f"from importlib.metadata import version; print(version({package!r}))"
+    return output(python, f"from importlib.metadata import version; print(version({package!r}))")
+
+
+def output(python: str, code: str) -> str:
+    """What a program prints."""
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()

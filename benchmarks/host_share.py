@@ -43,6 +43,9 @@ class Timed:
         self.seconds = time.perf_counter() - start
         return logits
 
+    def best_tokens(self) -> np.ndarray:
+        return self._executor.best_tokens()
+
 
 def main() -> None:
     asked = arguments()

@@ -37,8 +37,9 @@ class Measurement:
     starts: bool = False
 
 
-def measurements(parts: Sequence[str]) -> Iterator[Measurement]:
-    """What to measure of every engine."""
+def measurements(parts: Sequence[str], longest: int = GROWTH[-1]) -> Iterator[Measurement]:
+    """What to measure of every engine. ``longest``: where growing series end."""
+    growth = [n for n in GROWTH if n <= longest and "growth" in parts]
     for n in SEQUENCES if "decode" in parts else ():
         what = f"decode {n}"
         yield Measurement(what, "tok/s", partial(decode_rate, what, n))
@@ -48,10 +49,10 @@ def measurements(parts: Sequence[str]) -> Iterator[Measurement]:
     if "start" in parts:
         yield Measurement("start to first token", "s", first_token, starts=True)
         yield Measurement("peak RSS", "MiB", peak_rss, starts=True)
-    for n in GROWTH if "growth" in parts else ():
+    for n in growth:
         what = f"prefill {n}, growth"
         yield Measurement(what, "tok/s", partial(prefill_rate, what, n), "prefill")
-    for n in GROWTH if "growth" in parts else ():
+    for n in growth:
         what = f"decode {GROWTH_SEQUENCES}, context {n}"
         yield Measurement(what, "tok/s", partial(decode_rate_at, what, n), "decode")
 

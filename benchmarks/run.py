@@ -22,7 +22,7 @@ import machine
 import table
 from engines import compile_seconds, engines
 from machine import Measured, finished_seconds, watched
-from measurements import Measurement, measurements
+from measurements import GROWTH, Measurement, measurements
 from provider import Provider
 from turns import Effort, Found, in_turns
 
@@ -83,7 +83,7 @@ def compare(
 ) -> Iterator[dict[str, object]]:
     slow: set[tuple[str, str]] = set()
     begun: set[str] = set()
-    for measurement in measurements(asked.parts):
+    for measurement in measurements(asked.parts, asked.longest):
         taking_part = {n: e for n, e in found.items() if (measurement.series, n) not in slow}
         start = {n: e for n, e in taking_part.items() if e.slow_start and measurement.starts}
         others = {n: e for n, e in taking_part.items() if n not in start}
@@ -132,6 +132,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=machine.cores())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--longest", type=int, default=GROWTH[-1], metavar="L", help="where growing series end"
+    )
     parser.add_argument("--append", action="store_true", help=f"add the rows to {RESULTS.name}")
     return parser.parse_args()
 

@@ -215,7 +215,7 @@ assert ops(whole) == ops(graph)
 # becomes a call of a kernel that depends on shapes and strides alone, so that equal layers share kernels.
 
 # %%
-lowered = lower(graph, LoweringOptions("f32", MAX_MODEL_LEN))
+lowered = lower(graph, LoweringOptions(MAX_MODEL_LEN))
 isa = next(isa for isa in ALL if runs_here(isa.machine, isa.requires))
 print(*lowered.kernels, sep="\n")
 assert len(lowered.kernels) <= len(lowered.plan.calls) < len(graph.nodes)

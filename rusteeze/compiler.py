@@ -106,23 +106,25 @@ def _build(
     if options.cpu:
         progress("rewriting", 0.35)
         activations = choose_activations(graph, options)
-        optimize(graph, traced.constants, activations, observer)
+        kv_dtype = choose_kv_dtype(activations, options)
+        optimize(graph, traced.constants, activations, kv_dtype, observer)
         progress("generating kernels", 0.45)
-        lowered = lower_for_host(graph, activations, max_model_len, known_schedules())
+        lowered = lower_for_host(graph, max_model_len, known_schedules())
         with building(lowered, folder, options.jobs, observer):
             write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
         (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
-        facts |= cpu_facts(lowered, activations)
+        facts |= cpu_facts(lowered) | {"activations": activations, "kv_dtype": kv_dtype}
 
 
 def optimize(
     graph: Graph,
     constants: dict[str, np.ndarray],
     activations: str,
+    kv_dtype: str,
     observer: Observer | None = None,
 ) -> None:
     """All passes, in place, up to the graph that is lowered."""
-    passes = [*raising(constants), *lowering(), *rounding(activations), *fusing()]
+    passes = [*raising(constants), *lowering(), *rounding(activations, kv_dtype), *fusing()]
     run_passes(graph, passes, observer)
 
 
@@ -133,7 +135,7 @@ def optimize_for_cuda(
     observer: Observer | None = None,
 ) -> None:
     """The same for GPUs, where codes are multiplied by bf16 activations. ``activations``: f32 or bf16."""
-    passes = [*raising(constants), *lowering(), *rounding(activations, codes="bf16"), *fusing()]
+    passes = [*raising(constants), *lowering(latents=False), *rounding(activations, "f32", codes="bf16"), *fusing()]
     run_passes(graph, passes, observer)
 
 
@@ -143,10 +145,10 @@ def known_schedules() -> tuple[ProcessorTable, ...]:
 
 
 def lower_for_host(
-    graph: Graph, activations: str, max_model_len: int, tables: tuple[ProcessorTable, ...]
+    graph: Graph, max_model_len: int, tables: tuple[ProcessorTable, ...]
 ) -> Lowered:
     """Kernels and plan for this kind of machine, with the schedules in ``tables``."""
-    options = LoweringOptions(cache_dtype(activations), max_model_len, host_isas(), tables)
+    options = LoweringOptions(max_model_len, host_isas(), tables)
     return lower(graph, options)
 
 
@@ -157,7 +159,7 @@ def lower_for_cuda(
     """Passes and kernels for GPUs; the graph is rewritten in place."""
     activations = cuda_activations(graph, options)
     optimize_for_cuda(graph, constants, activations, observer)
-    return lower_for_gpu(graph, GpuOptions(cache_dtype(activations), max_model_len))
+    return lower_for_gpu(graph, GpuOptions(choose_kv_dtype(activations, options), max_model_len))
 
 
 def build_cuda(
@@ -243,8 +245,10 @@ def cuda_activations(graph: Graph, options: CompileOptions) -> str:
     return "bf16" if any(f == "bf16" or is_quantized(f) for f in formats) else "f32"
 
 
-def cache_dtype(activations: str) -> str:
-    """Rounded activations go with a bf16 cache; exact ones with float32."""
+def choose_kv_dtype(activations: str, options: CompileOptions) -> str:
+    """What "auto" means: rounded activations go with a bf16 cache, exact ones with float32."""
+    if options.kv_dtype != "auto":
+        return options.kv_dtype
     return "f32" if activations == "f32" else "bf16"
 
 
@@ -301,9 +305,8 @@ def targets_of(options: CompileOptions) -> list[str]:
     return cpu + [f"cuda/{a}" for a in options.architectures]
 
 
-def cpu_facts(lowered: Lowered, activations: str) -> dict[str, Any]:
+def cpu_facts(lowered: Lowered) -> dict[str, Any]:
     return {
-        "activations": activations,
         "kernels": len(lowered.kernels),
         "calls": len(lowered.plan.calls),
     }

@@ -10,6 +10,7 @@ ARCHITECTURES = ("sm_80", "sm_89", "sm_90")
 TARGETS = "cpu, cuda:sm_80, cuda:sm_89, cuda:sm_90, or several by comma (cpu,cuda:sm_80,sm_90)"
 DTYPES = ("auto", "f32", "bf16", "f16")
 ACTIVATIONS = ("auto", "f32", "bf16", "int8")
+KV_DTYPES = ("auto", "f32", "bf16", "int8")
 
 # Marks a field that changes how the compiler works but not what it makes: it stays out of the key.
 NOT_IN_KEY = {"in_key": False}
@@ -20,13 +21,14 @@ class CompileOptions:
     """What a compilation should make. UserError when a field is out of range.
 
     ``max_model_len`` is the longest sequence in tokens (None: the model's own limit), ``jobs`` the
-    number of parallel compiler processes (None: one per core). ``auto`` follows the checkpoint.
-    ``target``: TARGETS.
+    number of parallel compiler processes (None: one per core). ``auto`` follows the checkpoint; for
+    ``kv_dtype``, the element type of the cache, it follows the activations. ``target``: TARGETS.
     """
 
     target: str = "cpu"
     dtype: str = "auto"
     activations: str = "auto"
+    kv_dtype: str = "auto"
     max_model_len: int | None = None
     jobs: int | None = field(default=None, metadata=NOT_IN_KEY)
 
@@ -34,8 +36,10 @@ class CompileOptions:
         cuda = self.architectures
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("activations", self.activations, ACTIVATIONS)
-        if cuda and self.activations == "int8":
-            raise UserError("activations is 'int8'; GPU kernels have f32 and bf16, or auto")
+        _one_of("kv_dtype", self.kv_dtype, KV_DTYPES)
+        for name in ("activations", "kv_dtype"):
+            if cuda and getattr(self, name) == "int8":
+                raise UserError(f"{name} is 'int8'; GPU kernels have f32 and bf16, or auto")
         _positive("max_model_len", self.max_model_len)
         _positive("jobs", self.jobs)
 

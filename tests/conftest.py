@@ -26,6 +26,12 @@ def smollm2(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def int8_cache_smollm2(shared_folder: Path) -> Path:
+    """The same with an int8 cache."""
+    return compiled(shared_folder, "auto", "int8")
+
+
+@pytest.fixture(scope="session")
 def exact_smollm2(shared_folder: Path) -> Path:
     """The artifact with activations in float32."""
     return compiled(shared_folder, "f32")

@@ -37,7 +37,7 @@ def python(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = Non
     return done.stdout
 
 
-def compiled(folder: Path, activations: str) -> Path:
+def compiled(folder: Path, activations: str, kv_dtype: str = "auto") -> Path:
     """The model's artifact, in a cache below ``folder`` that several workers may share."""
-    options: Sequence[str | Path] = ["compile", MODEL, "--activations", activations]
+    options: Sequence[str | Path] = ["compile", MODEL, "--activations", activations, "--kv-dtype", kv_dtype]
     return Path(rusteeze(*options, env={"RUSTEEZE_CACHE": str(folder / "cache")}).strip())

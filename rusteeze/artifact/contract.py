@@ -12,9 +12,12 @@ import msgspec
 
 from rusteeze.errors import BrokenArtifact
 
-SCHEMA = 1
+SCHEMA = 2
 BLOCK_SIZE = 16
 """Tokens per cache page."""
+
+BEST_PARTS = 4
+"""Into how many parts a row of logits is cut to find the largest."""
 
 STEP_INPUTS = ("input_ids", "positions", "slot_mapping", "rows", "tiles", "block_tables")
 TILE_FIELDS = 4
@@ -117,6 +120,9 @@ class Plan(msgspec.Struct, frozen=True):
     calls: tuple[Call, ...]
     logits: int
     """The buffer that holds float32 [R, vocab_size] after a step."""
+    best: tuple[int, int]
+    """The buffers that hold the largest logit of each row's parts, float32 [R, BEST_PARTS], and its token,
+    int32: the first of equals, or the first NaN."""
 
     def kv_bytes_per_block(self) -> int:
         return sum(p.key_bytes + p.value_bytes for p in self.pages)

@@ -42,8 +42,7 @@ class OpenArtifact:
 
     def _lowered(self, tables: tuple[ProcessorTable, ...]) -> Lowered:
         graph = parse(member(self.path, self.manifest, "graph.ir").read_text(encoding="utf-8"))
-        activations = str(self.manifest.facts["activations"])
-        return lower_for_host(graph, activations, self.plan.max_model_len, tables)
+        return lower_for_host(graph, self.plan.max_model_len, tables)
 
     def rebuilt(self) -> Callable[[Path], None]:
         """Writes this artifact into a folder, with kernels of the schedules that are known by now."""

@@ -20,9 +20,12 @@ from rusteeze.version import compiler_version
 
 
 def artifact_for(model: str, options: CompileOptions) -> Path:
-    """The artifact that ``model`` names or compiles to. UserError when there is no such model."""
+    """The artifact that ``model`` names or compiles to. UserError when there is no such model, or an
+    artifact should have another cache."""
     source = rusteeze.source.resolve(model)
     if source.kind == "artifact":
+        if options.kv_dtype != "auto":
+            raise UserError(f"--kv-dtype is a matter of compiling, and {source.path.name} is compiled already")
         return source.path
     return cached(source, options) or compile_source(model, None, options)
 

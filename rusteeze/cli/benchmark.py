@@ -11,6 +11,7 @@ import numpy as np
 from rusteeze import env
 from rusteeze.artifact.cuda_contract import WEIGHTS_FILE
 from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.compile_options import kv_dtype_option
 from rusteeze.cli.devices import artifact_on, device_option
 from rusteeze.cli.machine_load import MachineLoad, warning
 from rusteeze.cli.output import bytes_text, print_json, print_table
@@ -42,16 +43,17 @@ COLUMNS = ("what", "tok/s", "first token ms", "between tokens ms", "runs")
     help="About how long to measure.",
 )  # fmt: skip
 @device_option
+@kv_dtype_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 def command(
     model: str, batch: tuple[int, ...], prefill: tuple[int, ...], new_tokens: int, budget: float,
-    device: str, threads: int | None,
+    device: str, kv_dtype: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Measure decoding and prompt processing of MODEL: an artifact, or a model that is compiled when it
     has to be.
 
     Prompts are drawn, greedy, end tokens ignored."""
-    artifact = artifact_on(model, device)
+    artifact = artifact_on(model, device, kv_dtype)
     loaded = llm.load(artifact, threads or env.THREADS.get(), device=device)
     try:
         loads = [Load(n, DECODE_PROMPT, new_tokens) for n in batch] + [Load(1, n, 1) for n in prefill]

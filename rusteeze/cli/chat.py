@@ -10,6 +10,7 @@ from contextlib import closing
 import click
 
 from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.compile_options import kv_dtype_option
 from rusteeze.cli.conversation import (
     Conversation,
     completed,
@@ -29,15 +30,14 @@ HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer"
 @click.option("--system", metavar="TEXT", help="System message.")
 @sampling_options
 @device_option
+@kv_dtype_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 def command(
-    model: str, system: str | None, sampling: Sampling, device: str, threads: int | None
+    model: str, system: str | None, sampling: Sampling, device: str, kv_dtype: str, threads: int | None
 ) -> None:
     """Talk with MODEL. Each line of input is a turn; /reset starts anew, /exit leaves."""
-    conversation = open_conversation(
-        artifact_on(model, device), threads, sampling, device
-    )
-    with closing(conversation):
+    artifact = artifact_on(model, device, kv_dtype)
+    with closing(open_conversation(artifact, threads, sampling, device)) as conversation:
         _talk(conversation, system)
 
 

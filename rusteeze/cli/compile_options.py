@@ -8,10 +8,16 @@ from typing import Any
 
 import click
 
-from rusteeze.config import ACTIVATIONS, DTYPES, TARGETS, CompileOptions
+from rusteeze.config import ACTIVATIONS, DTYPES, KV_DTYPES, TARGETS, CompileOptions
 
 Function = Callable[..., Any]
 
+kv_dtype_option = click.option(
+    "--kv-dtype",
+    default="auto",
+    show_default=True,
+    help=f"What the cache of keys and values holds: {', '.join(KV_DTYPES)}.",
+)
 _OPTIONS = (
     click.option(
         "--target", default="cpu", show_default=True, help=f"{TARGETS}."
@@ -25,6 +31,7 @@ _OPTIONS = (
         show_default=True,
         help=f"Activations of matrix products: {', '.join(ACTIVATIONS)}.",
     ),
+    kv_dtype_option,
     click.option("--max-model-len", type=int, metavar="N", help="Longest sequence in tokens."),
     click.option("--jobs", type=int, metavar="N", help="Parallel compiler processes."),
 )
@@ -39,11 +46,12 @@ def compile_options(function: Function) -> Function:
         target: str,
         dtype: str,
         activations: str,
+        kv_dtype: str,
         max_model_len: int | None,
         jobs: int | None,
         **rest: Any,
     ) -> Any:
-        options = CompileOptions(target, dtype, activations, max_model_len, jobs)
+        options = CompileOptions(target, dtype, activations, kv_dtype, max_model_len, jobs)
         return function(*args, options=options, **rest)
 
     for option in reversed(_OPTIONS):

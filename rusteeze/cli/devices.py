@@ -21,15 +21,17 @@ def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--device", default="cpu", show_default=True, metavar="DEVICE", help=HELP)(function)
 
 
-def artifact_on(model: str, device: str) -> Path:
+def artifact_on(model: str, device: str, kv_dtype: str) -> Path:
     """The artifact that MODEL names, or compiles to for ``device``. UserError when there is no such model."""
     source = rusteeze.source.resolve(model)
-    return source.path if source.kind == "artifact" else artifact_for(model, options_for(device))
+    if source.kind == "artifact":
+        return artifact_for(model, CompileOptions(kv_dtype=kv_dtype))
+    return artifact_for(model, options_for(device, kv_dtype=kv_dtype))
 
 
-def options_for(device: str, dtype: str = "auto") -> CompileOptions:
+def options_for(device: str, dtype: str = "auto", kv_dtype: str = "auto") -> CompileOptions:
     """How a model is compiled, should it have to be, to run on ``device``. UserError when a GPU is asked
     for by name and there is none."""
     architecture = gpu_architecture(device)
     target = f"cuda:{architecture}" if architecture else "cpu"
-    return CompileOptions(target=target, dtype=dtype)
+    return CompileOptions(target=target, dtype=dtype, kv_dtype=kv_dtype)

@@ -8,6 +8,7 @@ from contextlib import closing
 import click
 
 from rusteeze.cli.command import INTERRUPTED, Command, wants_json
+from rusteeze.cli.compile_options import kv_dtype_option
 from rusteeze.cli.conversation import (
     Conversation,
     completed,
@@ -30,6 +31,7 @@ from rusteeze.runtime.interface import Completion, FinishReason
 @sampling_options
 @click.option("--stream/--no-stream", default=True, help="Print the answer as it comes.")
 @device_option
+@kv_dtype_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 def command(
     model: str,
@@ -39,16 +41,15 @@ def command(
     sampling: Sampling,
     stream: bool,
     device: str,
+    kv_dtype: str,
     threads: int | None,
 ) -> None:
     """Answer one prompt with MODEL: an artifact, or a model that is compiled when it has to be."""
     if system is not None and not chat:
         raise UserError("--system needs --chat")
     text = sys.stdin.read() if prompt == "-" else prompt
-    conversation = open_conversation(
-        artifact_on(model, device), threads, sampling, device
-    )
-    with closing(conversation):
+    artifact = artifact_on(model, device, kv_dtype)
+    with closing(open_conversation(artifact, threads, sampling, device)) as conversation:
         ids = _chat_ids(conversation, system, text) if chat else conversation.prompt_ids(text)
         completion = _answer(conversation, ids, stream and not wants_json())
     if wants_json():

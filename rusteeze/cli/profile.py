@@ -10,6 +10,7 @@ import click
 
 from rusteeze import env
 from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.compile_options import kv_dtype_option
 from rusteeze.cli.devices import artifact_on, device_option
 from rusteeze.cli.kernel_groups import Group, grouped
 from rusteeze.cli.machine_load import MachineLoad, warning
@@ -45,13 +46,14 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--trace", type=FILE, metavar="FILE.json", help="Write a trace that Perfetto opens.")
 @click.option("--roofline", type=FILE, metavar="FILE.png", help="Write a picture (matplotlib).")
 @device_option
+@kv_dtype_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 def command(
     model: str, batch: int, context: int, prefill: int | None, seconds: float, trace: Path | None,
-    roofline: Path | None, device: str, threads: int | None,
+    roofline: Path | None, device: str, kv_dtype: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Time every kernel call of a step of MODEL: an artifact, or a model that is compiled when it has to be."""
-    artifact = artifact_on(model, device)
+    artifact = artifact_on(model, device, kv_dtype)
     # a missing package is told before any measuring
     draw = _roofline_drawer() if roofline else None
     loaded = llm.load(artifact, threads or env.THREADS.get(), device=device)

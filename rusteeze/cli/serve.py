@@ -33,6 +33,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "served_model_name": ("model.name", {"help": "What clients call the model."}),
     "dtype": ("model.dtype", {"help": "Arithmetic, should the model be compiled."}),
     "device": ("model.device", {"help": "cpu, cuda, cuda:N or auto.  [default: cpu]"}),
+    "kv_dtype": ("model.kv_dtype", {"help": "What the cache holds, should the model be compiled."}),
     "max_num_seqs": ("engine.max_num_seqs", {"type": int, "help": "Sequences that run at once.  [default: 256]"}),
     "max_num_batched_tokens": (
         "engine.max_num_batched_tokens", {"type": int, "help": "Tokens computed in one step.  [default: 512]"}
@@ -101,7 +102,7 @@ def _serve(config: ServeConfig, path: str, start: float) -> None:
     source = rusteeze.source.resolve(path)
     artifact, found = source.path, "given"
     if source.kind != "artifact":
-        options = options_for(config.model.device, config.model.dtype)
+        options = options_for(config.model.device, config.model.dtype, config.model.kv_dtype)
         hit = cached(source, options)
         artifact, found = hit or artifact_for(path, options), "hit" if hit else "miss"
     finished("artifact")

@@ -14,6 +14,7 @@ from rusteeze.artifact.store import verify
 from rusteeze.cli.accuracy import compare, compiled_logits
 from rusteeze.cli.artifacts import artifact_for
 from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.compile_options import kv_dtype_option
 from rusteeze.cli.conversation import Conversation, completed, open_conversation
 from rusteeze.cli.extras import load_extra
 from rusteeze.cli.output import bytes_text, print_json, print_table
@@ -45,8 +46,11 @@ this is perhaps the best thing about it."""
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Text to compare on; a short passage by default.",
 )
+@kv_dtype_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
-def command(model: str, against: str | None, text: Path | None, threads: int | None) -> None:
+def command(
+    model: str, against: str | None, text: Path | None, kv_dtype: str, threads: int | None
+) -> None:
     """Check MODEL: an artifact, a model (compiled when it has to be), a config.json alone, or a
     rusteeze.yaml for serve."""
     if Path(model).suffix in SETTINGS_SUFFIXES:
@@ -60,13 +64,13 @@ def command(model: str, against: str | None, text: Path | None, threads: int | N
     if against and source.kind == "artifact":
         raise UserError("--against hf needs the model itself, not its artifact")
     passage = text.read_text(encoding="utf-8") if text else PASSAGE
-    _print(_checks(source, against, passage, threads))
+    _print(_checks(source, CompileOptions(kv_dtype=kv_dtype), against, passage, threads))
 
 
 def _checks(
-    source: Source, against: str | None, passage: str, threads: int | None
+    source: Source, options: CompileOptions, against: str | None, passage: str, threads: int | None
 ) -> Iterator[dict[str, Any]]:
-    artifact = artifact_for(str(source.path), CompileOptions())
+    artifact = artifact_for(str(source.path), options)
     yield _check_files(artifact)
     conversation = open_conversation(artifact, threads, Sampling({"max_tokens": 4}))
     yield _check_run(conversation)

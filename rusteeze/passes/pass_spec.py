@@ -16,7 +16,7 @@ from rusteeze.passes.pipeline import PASS_TYPES, fusing, lowering, raising, roun
 PIPELINES: dict[str, Callable[[], list[Pass]]] = {
     "raising": raising,
     "lowering": lowering,
-    "rounding": partial(rounding, "int8"),
+    "rounding": partial(rounding, "int8", "bf16"),
     "fusing": fusing,
 }
 _ITEM = re.compile(r"\s*([\w-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")

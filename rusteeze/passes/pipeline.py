@@ -24,12 +24,13 @@ from rusteeze.passes.quantize_activations import QuantizeActivations
 from rusteeze.passes.raise_activations import RaiseActivations
 from rusteeze.passes.raise_norms import RaiseNorms
 from rusteeze.passes.raise_rope import RaiseRope
+from rusteeze.passes.round_cache import RoundCache
 from rusteeze.passes.share_key_heads import ShareKeyHeads
 from rusteeze.passes.sink_gather_rows import SinkGatherRows
 
 PASS_TYPES: tuple[type[Pass], ...] = (
     Canonicalize, RaiseRope, RaiseNorms, RaiseActivations, ShareKeyHeads, CacheLatents,
-    SinkGatherRows, FuseLinears, QuantizeActivations, Fuse,
+    SinkGatherRows, FuseLinears, QuantizeActivations, RoundCache, Fuse,
 )  # fmt: skip
 
 
@@ -41,23 +42,23 @@ def raising(tables: Mapping[str, np.ndarray] | None = None) -> list[Pass]:
         RaiseNorms(),
         RaiseActivations(),
         ShareKeyHeads(),
-        CacheLatents(),
         Canonicalize(),
     ]
 
 
-def lowering() -> list[Pass]:
-    """From the raised graph towards kernels: the same meaning in fewer and larger products."""
-    return [SinkGatherRows(), FuseLinears(), Canonicalize()]
+def lowering(latents: bool = True) -> list[Pass]:
+    """From the raised graph towards kernels: the same meaning in fewer and larger products, and with
+    ``latents`` in smaller caches (CPU)."""
+    smaller = [CacheLatents(), Canonicalize()] if latents else []
+    return [*smaller, SinkGatherRows(), FuseLinears(), Canonicalize()]
 
 
-def rounding(activations: str, codes: str = "int8") -> list[Pass]:
+def rounding(activations: str, cache: str, codes: str = "int8") -> list[Pass]:
     """The passes that change results on purpose. ``activations``: "f32" rounds nothing, "bf16" only in
-    front of bf16 weights, "int8" also in front of integer weights. ``codes``: "bf16" rounds to that in
-    front of all quantised weights (GPUs)."""
-    if activations == "f32":
-        return []
-    return [QuantizeActivations(int8=activations == "int8", codes=codes)]
+    front of bf16 weights, "int8" also in front of integer weights. ``cache``: what attention keeps.
+    ``codes``: "bf16" rounds to that in front of all quantised weights (GPUs)."""
+    rounded = [QuantizeActivations(int8=activations == "int8", codes=codes)]
+    return [*(rounded if activations != "f32" else []), *([RoundCache(cache)] if cache != "f32" else [])]
 
 
 def fusing() -> list[Pass]:

@@ -11,7 +11,7 @@ from rusteeze.ir.rewrite import Guard, Match, Rule, rewrite
 from rusteeze.passes.pass_base import Pass, PassResult
 
 # Heads [T, H, 1, D] that are spread to [T, H, G, D] and flattened to [T, H*G, D].
-_ATTRS = "{layer=?l, scale=?s, window=?w, softcap=?c}"
+_ATTRS = "{layer=?l, scale=?s, window=?w, softcap=?c, cache=?t}"
 
 
 def _repeats_heads(*names: str) -> dict[str, Guard]:

@@ -30,6 +30,7 @@ from rusteeze.runtime.interface import (
     Executor,
     Fault,
     FinishReason,
+    KnowsBest,
     Prompt,
     QueueFull,
     RequestError,
@@ -61,6 +62,7 @@ class SyncEngine:
     ) -> None:  # fmt: skip
         config = config or EngineConfig()
         self._executor = executor
+        self._knows_best = executor if isinstance(executor, KnowsBest) else None
         self._clock = clock
         self._scratch = np.empty(executor.vocab_size, np.float32)
         layout = cache_layout if config.prefix_caching else None
@@ -235,10 +237,14 @@ class SyncEngine:
         requests = [self._requests[chunk.sequence_id] for chunk in step.chunks if chunk.samples]
         if not requests:
             return []
+        best = self._knows_best.best_tokens() if self._knows_best else None
         wanted = logits
         if not step.is_decode:
-            wanted = logits[[end - 1 for chunk, _, end in step.rows_of_chunks() if chunk.samples]]
-        samples = sample_rows(wanted, [request.sampler for request in requests], self._scratch)
+            rows = [end - 1 for chunk, _, end in step.rows_of_chunks() if chunk.samples]
+            wanted, best = logits[rows], None if best is None else best[rows]
+        if best is None:
+            best = wanted.argmax(axis=1)
+        samples = sample_rows(wanted, best, [request.sampler for request in requests], self._scratch)
         return list(zip(requests, samples, strict=True))
 
     def _read_prompt_rows(self, step: Step, logits: np.ndarray) -> list[RequestOutput]:

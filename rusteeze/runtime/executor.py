@@ -14,7 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from rusteeze.artifact.contract import BLOCK_SIZE, STEP_INPUTS, TILE_FIELDS, Arg, Call, Cost, Plan
+from rusteeze.artifact.contract import (
+    BEST_PARTS,
+    BLOCK_SIZE,
+    STEP_INPUTS,
+    TILE_FIELDS,
+    Arg,
+    Call,
+    Cost,
+    Plan,
+)
 from rusteeze.artifact.plan_text import call_lines
 from rusteeze.observe import LAUNCHES, Observer
 from rusteeze.runtime.batch import Batch
@@ -102,6 +111,15 @@ class CpuExecutor:
         self._pool.run(program, self._step)
         return self._logits(capacity, len(batch.rows))
 
+    def best_tokens(self) -> np.ndarray:
+        """int64 [R]: the argmax of each row of the last call's logits."""
+        rows = int(self._step[1])
+        values, places = (self._rows(which, self._capacity(rows), rows) for which in self.plan.best)
+        each = np.arange(rows)
+        part = values[:, :BEST_PARTS].view(np.float32).argmax(axis=1)
+        tokens: np.ndarray = places[each, part].astype(np.int64)
+        return tokens
+
     def execute_timed(self, batch: Batch) -> np.ndarray:
         """As ``execute``, for the times: see ThreadPool.run_timed. Calls are in the plan's order."""
         return self._pool.run_timed(self._prepare(batch)[0], self._step)
@@ -148,10 +166,14 @@ class CpuExecutor:
         return next(c for c in self._capacities if count <= c)
 
     def _logits(self, capacity: int, rows: int) -> np.ndarray:
-        buffer = self.plan.buffers[self.plan.logits]
+        return self._rows(self.plan.logits, capacity, rows).view(np.float32)[:, : self.vocab_size]
+
+    def _rows(self, which: int, capacity: int, rows: int) -> np.ndarray:
+        """A buffer of rows of logits, as int32 words."""
+        buffer = self.plan.buffers[which]
         start = capacity * buffer.offset
-        flat = self._arenas["R"][start : start + rows * buffer.row_bytes].view(np.float32)
-        return flat.reshape(rows, buffer.row_bytes // 4)[:, : self.vocab_size]
+        flat = self._arenas["R"][start : start + rows * buffer.row_bytes].view(np.int32)
+        return flat.reshape(rows, buffer.row_bytes // 4)
 
     def _program(self, tokens: int, rows: int) -> Program:
         """The plan's calls with addresses for these capacities."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -48,6 +48,15 @@ class Executor(Protocol):
 
         The KV of every token is stored in its slot before any token attends to it.
         """
+        ...
+
+
+@runtime_checkable
+class KnowsBest(Protocol):
+    """An executor that finds the likeliest tokens itself, on all threads."""
+
+    def best_tokens(self) -> np.ndarray:
+        """int64 [R]: ``argmax(axis=1)`` of the logits of the last call."""
         ...
 
 

@@ -134,19 +134,20 @@ class RequestSampler:
 
 
 def sample_rows(
-    logits: np.ndarray, samplers: Sequence[RequestSampler], scratch: np.ndarray
+    logits: np.ndarray, best: np.ndarray, samplers: Sequence[RequestSampler], scratch: np.ndarray
 ) -> list[Sample | Exception]:
     """One token per row of logits f32[R, V]; where a row fails, the exception in its place.
 
-    ``scratch`` f32[V] is overwritten.
+    ``best``: the rows' argmax. ``scratch`` f32[V] is overwritten.
     """
-    if all(sampler.is_argmax for sampler in samplers):
-        best = logits.argmax(axis=1)
-        # The argmax of a row with a NaN is the NaN, so these values tell of the whole rows.
-        if np.isfinite(logits[np.arange(len(logits)), best]).all():
-            return [Sample(token) for token, _ in zip(best.tolist(), samplers, strict=True)]
+    tokens = best.tolist()
+    # The argmax of a row with a NaN is the NaN, so these values tell of the whole rows.
+    finite = np.isfinite(logits[np.arange(len(logits)), best]).tolist()
+    if all(finite) and all(sampler.is_argmax for sampler in samplers):
+        return [Sample(token) for token, _ in zip(tokens, samplers, strict=True)]
     # Row by row: all that is done with a row finds it in the processor's cache.
-    return [_sample_row(*pair, scratch) for pair in zip(logits, samplers, strict=True)]
+    each = zip(logits, tokens, finite, samplers, strict=True)
+    return [_sample_row(*row, scratch) for row in each]
 
 
 def token_logprobs(
@@ -169,10 +170,9 @@ def token_logprobs(
 
 
 def _sample_row(
-    row: np.ndarray, sampler: RequestSampler, scratch: np.ndarray
+    row: np.ndarray, best: int, finite: bool, sampler: RequestSampler, scratch: np.ndarray
 ) -> Sample | Exception:  # fmt: skip
-    best = int(row.argmax())
-    if not math.isfinite(row[best]):
+    if not finite:
         return NotFiniteError()
     if sampler.is_argmax:
         return Sample(best)

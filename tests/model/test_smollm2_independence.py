@@ -20,10 +20,11 @@ PROMPTS = draw_prompts([1 + 29 * i % 83 for i in range(32)], vocabulary=VOCABULA
 SOME = {name: PROMPTS[name] for name in list(PROMPTS)[:8]}
 
 
-@pytest.fixture(scope="module")
-def executor(smollm2: Path) -> Iterator[CpuExecutor]:
-    """Two threads, int8 activations, a bf16 cache just large enough for the longest sequence."""
-    model = llm.load(smollm2, threads=2, kv_bytes=1)
+@pytest.fixture(scope="module", params=["smollm2", "int8_cache_smollm2"])
+def executor(request: pytest.FixtureRequest) -> Iterator[CpuExecutor]:
+    """Two threads, int8 activations, a bf16 or int8 cache just large enough for the longest sequence."""
+    artifact: Path = request.getfixturevalue(request.param)
+    model = llm.load(artifact, threads=2, kv_bytes=1)
     yield model.executor
     model.close()
 

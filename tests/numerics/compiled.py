@@ -14,7 +14,8 @@ from rusteeze.codegen.cpu.build import build_library
 from rusteeze.codegen.cpu.isa import ALL, Isa
 from rusteeze.codegen.cpu.lower import LoweringOptions, lower
 from rusteeze.codegen.statics import plain
-from rusteeze.compiler import cache_dtype, optimize
+from rusteeze.compiler import choose_kv_dtype, optimize
+from rusteeze.config import CompileOptions
 from rusteeze.ir import Graph
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.executor import CpuExecutor
@@ -50,6 +51,7 @@ class CompiledStep:
     def __init__(
         self, graph: Graph, weights: Mapping[str, Array | Weight], constants: Mapping[str, Array], folder: Path,
         activations: str = "f32", threads: int = 1, isa: Isa | None = None, dtype: str = "f32",
+        kv_dtype: str = "auto",
     ) -> None:  # fmt: skip
         def load(name: str) -> Weight:
             stored = weights[name]
@@ -61,8 +63,9 @@ class CompiledStep:
 
         for name, value in graph.weights.items():
             value.format = load(name).format
-        optimize(graph, dict(constants), activations)
-        lowered = lower(graph, LoweringOptions(cache_dtype(activations), MAX_MODEL_LEN))
+        kv_dtype = choose_kv_dtype(activations, CompileOptions(kv_dtype=kv_dtype))
+        optimize(graph, dict(constants), activations, kv_dtype)
+        lowered = lower(graph, LoweringOptions(MAX_MODEL_LEN))
         packed = {
             name: lowered.statics.data(name, load)
             for name in lowered.statics.entries

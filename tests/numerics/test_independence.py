@@ -16,6 +16,7 @@ from rusteeze.runtime.executor import CpuExecutor
 
 FAST = {"llama3.1"}
 FAMILIES = ("llama3.1", "mistral", "mixtral", "qwen2-moe-window", "gemma2", "deepseek-v3", "gpt-oss")  # fmt: skip
+INT8_CACHES = ("llama3.1", "gemma2", "deepseek-v3", "gpt-oss")
 NEW_TOKENS = 20
 PROMPTS = draw_prompts([1 + 5 * i % 37 for i in range(32)], vocabulary=128)
 NUM_BLOCKS = 128
@@ -24,18 +25,24 @@ FEW_BLOCKS = 7
 
 @pytest.fixture(
     scope="module",
-    params=[f if f in FAST else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES],
+    params=[
+        (f, kv) if f in FAST else pytest.param((f, kv), marks=pytest.mark.slow)
+        for families, kv in ((FAMILIES, "auto"), (INT8_CACHES, "int8"))
+        for f in families
+    ],
+    ids="-".join,
 )
 def executors(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[int, CpuExecutor]]:
     """The same kernels by number of threads."""
     torch.set_num_threads(1)
-    config = make_config(tiny(request.param))
+    family, kv_dtype = request.param
+    config = make_config(tiny(family))
     traced = trace(config, MAX_MODEL_LEN)
     weights = weights_of(random_model(config), traced)
     folder = tmp_path_factory.mktemp("kernels")
-    step = CompiledStep(traced.graph, weights, traced.constants, folder)
+    step = CompiledStep(traced.graph, weights, traced.constants, folder, kv_dtype=kv_dtype)
     made = {threads: step.new_executor(threads, NUM_BLOCKS) for threads in (1, 2)}
     yield made
     for executor in (step.executor, *made.values()):

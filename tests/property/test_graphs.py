@@ -71,7 +71,7 @@ def test_the_whole_pipeline_keeps_meaning(graph):
     before = graph.copy()
     run_passes(graph, raising() + lowering(), verified=True)
     assert same(before, graph)
-    run_passes(graph, rounding("int8"))
+    run_passes(graph, rounding("int8", "int8"))
     rounded = graph.copy()
     run_passes(graph, fusing(), verified=True)
     assert compare_graphs(rounded, graph) == 0

@@ -17,15 +17,17 @@ from tvm import tirx
 from rusteeze.artifact.contract import TILE_FIELDS
 from rusteeze.codegen.access import Access
 from rusteeze.codegen.cpu.activations import GROUP, RoundedRows
-from rusteeze.codegen.cpu.attention_round import (
+from rusteeze.codegen.cpu.attention_int8 import round_queries
+from rusteeze.codegen.cpu.attention_round import attend_round
+from rusteeze.codegen.cpu.attention_shape import AttentionShape
+from rusteeze.codegen.cpu.attention_state import (
     ROUND,
     Item,
+    QueryRounding,
     Registers,
     Span,
-    attend_round,
     fresh_registers,
 )
-from rusteeze.codegen.cpu.attention_shape import AttentionShape
 from rusteeze.codegen.cpu.emit import (
     LANES,
     STEP_TABLE_WIDTH,
@@ -81,7 +83,8 @@ def attend(
             fits = tirx.EQ(num_rows, i32(1)) if tokens == 1 else num_rows > i32(1)
             with k.when(fits):
                 item = _item(k, shape, tiles, number, table_width, tokens)
-                state = fresh_registers(k, shape, _scaled_queries(k, shape, queries, item), item.count)
+                scaled, rounding = _scaled_queries(k, shape, queries, item)
+                state = fresh_registers(k, shape, scaled, rounding, item.count)
                 first, last = item.span.first_round, item.span.last_position
                 with k.loop(tirx.Div(last, i32(ROUND)) + i32(1) - first) as r:
                     base = k.let((r + first) * i32(ROUND))
@@ -125,12 +128,16 @@ def _item(
     return Item(span, n, row, head, position)
 
 
-def _scaled_queries(k: Emitter, shape: AttentionShape, queries: Heads, item: Item) -> Buffer:
+def _scaled_queries(
+    k: Emitter, shape: AttentionShape, queries: Heads, item: Item
+) -> tuple[Buffer, QueryRounding | None]:
     """[rows, D] queries times the scale (into base 2 unless a softcap comes between), as pairs of bf16
-    where the cache is."""
+    or as codes where the cache is."""
     width = shape.width
     factor = f32(shape.scale * (1.0 if shape.softcap else LOG2E))
     pairs = shape.cache == "bf16"
+    if shape.cache == "int8":
+        return round_queries(k, shape, queries, item, factor)
     if pairs and queries.in_vectors:
         words = k.local(item.count * width // 2, "int32", lanes=1)
         with k.loop(item.count) as i:
@@ -139,13 +146,13 @@ def _scaled_queries(k: Emitter, shape: AttentionShape, queries: Heads, item: Ite
                 x = k.let(queries.vector(row, head, c) * splat(factor, LANES))
                 packed = tirx.call_pure_extern("int32x8", "rz_pack_bf16", x)
                 k.store(words, i * i32(width // 2) + i32(c // 2), packed)
-        return words
+        return words, None
     scaled = k.local(item.count * width, lanes=1)
     with k.loop(item.count) as i:
         row, head = k.let(item.row[i]), k.let(item.head[i])
         with k.loop(width) as d:
             k.store(scaled, i * i32(width) + d, queries.element(row, head, d) * factor)
-    return _paired(k, scaled, item.count * width // 2) if pairs else scaled
+    return (_paired(k, scaled, item.count * width // 2) if pairs else scaled), None
 
 
 def _paired(k: Emitter, floats: Buffer, count: int) -> Buffer:

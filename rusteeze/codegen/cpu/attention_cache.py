@@ -7,8 +7,20 @@ from collections.abc import Callable
 from tvm import tirx
 
 from rusteeze.codegen.access import Access
-from rusteeze.codegen.cpu.attention_shape import PAGE, AttentionShape
-from rusteeze.codegen.cpu.emit import LANES, STEP_TOKENS, Buffer, Emitter, Expr, i32, minimum
+from rusteeze.codegen.cpu.attention_int8 import CACHE_LEVELS, KEY_BIAS, load_head
+from rusteeze.codegen.cpu.attention_shape import PAGE, WORD, AttentionShape
+from rusteeze.codegen.cpu.codes import as_words, shared_scale, to_codes
+from rusteeze.codegen.cpu.emit import (
+    LANES,
+    STEP_TOKENS,
+    Buffer,
+    Emitter,
+    Expr,
+    bits_as,
+    i32,
+    minimum,
+    splat,
+)
 from rusteeze.codegen.cpu.rope import Heads, Rotation
 from rusteeze.codegen.cpu.vector_math import bf16_bits
 
@@ -20,8 +32,11 @@ def write_cache(
     shared."""
     keys_in, values_in = Heads(k, key, rotation), Heads(k, value, None)
     slots = k.pointer("int32")
-    word = "float32" if shape.cache == "f32" else "uint16"
+    word = {"f32": "float32", "bf16": "uint16", "int8": "int32"}[shape.cache]
     keys, values = k.pointer(word), k.pointer(word)
+    int8 = shape.cache == "int8"
+    write_key = _write_key_codes if int8 else _write_key
+    write_value = _write_value_codes if int8 else _write_value
     tokens = k.step(STEP_TOKENS)
     first, count = k.share(tokens)
     with k.loop(count) as n:
@@ -31,8 +46,8 @@ def write_cache(
         key_page = k.offset(keys, page, shape.key_page_bytes, word)
         value_page = k.offset(values, page, shape.value_page_bytes, word)
         with k.loop(shape.kv_heads) as head:
-            _write_key(k, shape, keys_in, row, head, at, key_page)
-            _write_value(k, shape, values_in, row, head, at, value_page)
+            write_key(k, shape, keys_in, row, head, at, key_page)
+            write_value(k, shape, values_in, row, head, at, value_page)
         if shape.cache == "bf16":
             _clear_partner(k, shape, slots, row, slot, at, tokens, value_page)
 
@@ -73,6 +88,53 @@ def _write_value(
         k.store(page, pair * i32(2) + tirx.Mod(at, i32(2)), bf16_bits(value), stride=2)
 
     _each_element(k, source, shape.value_width, row, head, put)
+
+
+def _write_key_codes(
+    k: Emitter, shape: AttentionShape, source: Heads, row: Expr, head: Expr, at: Expr, page: Buffer
+) -> None:
+    """A column of words, each of four biased codes, and the scale."""
+    start = k.let(head * i32(shape.key_head_bytes // WORD) + at)
+    scales, codes = _codes(k, source, shape.width, row, head, shape.key_groups)
+    for g, scale in enumerate(scales):
+        k.store(page, start + i32(g * PAGE), bits_as(scale, "int32"))
+    for c, numbers in enumerate(codes):
+        words = as_words(k, numbers + splat(i32(KEY_BIAS), LANES))
+        for j in range(min(LANES // 4, shape.key_steps - c * LANES // 4)):
+            place = i32((shape.key_groups + c * LANES // 4 + j) * PAGE)
+            k.store(page, start + place, tirx.Shuffle([words], [i32(j)]))
+
+
+def _write_value_codes(
+    k: Emitter, shape: AttentionShape, source: Heads, row: Expr, head: Expr, at: Expr, page: Buffer
+) -> None:
+    """Every fourth byte of a row of words, and the scale."""
+    start = k.let(head * i32(shape.value_head_bytes // WORD))
+    (scale,), codes = _codes(k, source, shape.value_width, row, head, shape.value_groups)
+    k.store(page, start + at, bits_as(scale, "int32"))
+    four = k.let(start + i32(shape.value_groups * PAGE) + tirx.Div(at, i32(4)) * i32(shape.padded_value_width))
+    byte = k.let(four * i32(WORD) + tirx.Mod(at, i32(4)))
+    view = k.offset(page, i32(0), 0, "int8")
+    for c, numbers in enumerate(codes):
+        k.store(view, byte + i32(c * LANES * WORD), tirx.Cast("int8x16", numbers), stride=WORD)
+
+
+def _codes(
+    k: Emitter, source: Heads, width: int, row: Expr, head: Expr, groups: int
+) -> tuple[list[Expr], list[Expr]]:
+    """A head's scales, one for each group of dims, and codes, 16 to a vector."""
+    padded = -(-width // LANES) * LANES
+    x = k.local(padded, lanes=1)
+    load_head(k, x, source, row, head, width, None)
+    parts = [k.let(x.load(i32(c), LANES)) for c in range(0, padded, LANES)]
+    scales, codes = [], []
+    each = len(parts) // groups
+    for g in range(groups):
+        mine = parts[g * each : (g + 1) * each]
+        scale, inverse = shared_scale(k, mine, CACHE_LEVELS)
+        scales.append(scale)
+        codes += [to_codes(k, part, inverse) for part in mine]
+    return scales, codes
 
 
 def _each_element(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from rusteeze.artifact.contract import BLOCK_SIZE, Cost
 from rusteeze.codegen.bodies import attention_of, matrix
+from rusteeze.codegen.cpu.lower_attention import attention_shape
 from rusteeze.codegen.cpu.lowering import Lowering, PageSet, PendingCall
 from rusteeze.codegen.cpu.vector_math import OPS as ELEMENTWISE
 from rusteeze.codegen.views import RoundedView, Storage, inner_shape
@@ -76,7 +77,8 @@ def _arithmetic(ctx: Lowering, node: Node) -> str:
         view = ctx.env.get(value)
         if isinstance(view, RoundedView):
             return {"q8": "int8"}.get(view.kind, view.kind)
-    return ctx.options.cache_dtype if attention_of(node) else "f32"
+    attention = attention_of(node)
+    return attention_shape(attention).cache if attention else "f32"
 
 
 def _scratch_bytes(call: PendingCall) -> int:

@@ -8,7 +8,7 @@ which are imported as LLVM IR and inlined. Adding an instruction set means addin
     rz_dot_bf16   acc[16] += a[16][2] . b[16][2], bf16 pairs held as 32-bit words
     rz_to_bf16    float32[16] → 16 bf16 bit patterns in the low halves of 32-bit words
     rz_pack_bf16  float32[16] → 16 bf16 as 8 words
-    rz_quantize32 rounding to int8, in rounding_text.py
+    rz_quantize32, rz_round16, rz_magnitude16, rz_largest16   rounding, in rounding_text.py
     rz_lookup_*, rz_float8_*   values of codes, in table_text.py
 """
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rusteeze.artifact.contract import Plan
 from rusteeze.codegen.cpu import rowwise, vector_math
+from rusteeze.codegen.cpu.best_tokens import lower_best_tokens
 from rusteeze.codegen.cpu.lower_attention import lower_attention, lower_rope, query_tokens
 from rusteeze.codegen.cpu.lower_blocks import lower_block_linear
 from rusteeze.codegen.cpu.lower_lookups import lower_embedding, lower_expert_linear
@@ -66,6 +67,7 @@ def lower(graph: Graph, options: LoweringOptions) -> Lowered:
         if node.op.name not in LOWERINGS:
             raise LoweringError(f"no CPU kernel for {print_node_line(node)} ({node.origin})")
         LOWERINGS[node.op.name](ctx, node)
+    lower_best_tokens(ctx)
     return Lowered(make_plan(ctx), ctx.kernels, ctx.statics, options)
 
 

@@ -19,24 +19,21 @@ from rusteeze.codegen.views import View
 from rusteeze.ir import Graph, Node, Value, print_node_line
 
 
-def attention_shape(node: Node, cache_dtype: str) -> AttentionShape | LatentShape:
+def attention_shape(node: Node) -> AttentionShape | LatentShape:
     q, key, value, sinks = node.operands
     assert q is not None
     assert key is not None
-    width = int(q.type.shape[2])
     if value is None:
-        return _latent_shape(node, cache_dtype if width % 2 == 0 else "f32")
+        return _latent_shape(node)
     return AttentionShape(
-        heads=int(q.type.shape[1]), kv_heads=int(key.type.shape[1]), width=width,
+        heads=int(q.type.shape[1]), kv_heads=int(key.type.shape[1]), width=int(q.type.shape[2]),
         value_width=int(value.type.shape[2]), scale=float(node.attrs["scale"]),  # type: ignore[arg-type]
         window=int(node.attrs["window"]), softcap=float(node.attrs["softcap"]),  # type: ignore[arg-type,call-overload]
-        sinks=sinks is not None,
-        # pairs of dims share a word of a bf16 page
-        cache=cache_dtype if width % 2 == 0 else "f32",
+        sinks=sinks is not None, cache=str(node.attrs["cache"]),
     )  # fmt: skip
 
 
-def _latent_shape(node: Node, cache: str) -> LatentShape:
+def _latent_shape(node: Node) -> LatentShape:
     q, key, _, sinks = node.operands
     assert q is not None
     assert key is not None
@@ -46,14 +43,14 @@ def _latent_shape(node: Node, cache: str) -> LatentShape:
     return LatentShape(
         heads=int(q.type.shape[1]), width=int(q.type.shape[2]),
         value_width=int(node.attrs["value_width"]), scale=float(node.attrs["scale"]),  # type: ignore[arg-type, call-overload]
-        cache=cache,
+        cache=str(node.attrs["cache"]),
     )  # fmt: skip
 
 
 def query_tokens(graph: Graph) -> int:
     """Tokens of a query tile: one number for the whole plan, as all layers read the same tiles."""
     nodes = [n for n in map(attention_of, graph.nodes) if n is not None]
-    return min((attention_shape(n, "f32").query_tokens for n in nodes), default=1)
+    return min((attention_shape(n).query_tokens for n in nodes), default=1)
 
 
 def lower_attention(ctx: Lowering, node: Node) -> None:
@@ -66,7 +63,7 @@ def lower_attention(ctx: Lowering, node: Node) -> None:
     q, key, value, sinks = (bound.get(v, v) if v is not None else None for v in attention.operands)
     assert q is not None
     assert key is not None
-    shape = attention_shape(attention, ctx.options.cache_dtype)
+    shape = attention_shape(attention)
     layer = int(attention.attrs["layer"])  # type: ignore[call-overload]
     pages = [Pointer(PageSet("key_pages", layer))]
     if isinstance(shape, LatentShape):

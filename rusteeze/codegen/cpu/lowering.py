@@ -82,10 +82,9 @@ class PendingCall:
 
 @dataclass(frozen=True)
 class LoweringOptions:
-    """``cache_dtype``: element type of the KV cache, "f32" or "bf16". ``isas``: for which libraries will
-    be built, by preference. ``tables``: where schedules are looked up, the first that has one wins."""
+    """``isas``: for which libraries will be built, by preference. ``tables``: where schedules are looked
+    up, the first that has one wins."""
 
-    cache_dtype: str = "f32"
     max_model_len: int = 4096
     isas: tuple[Isa, ...] = ()
     tables: tuple[Table, ...] = ()
@@ -105,6 +104,7 @@ class Lowering:
         self.kernels: dict[str, Kernel] = {}
         self.calls: list[PendingCall] = []
         self.pages: dict[int, Pages] = {}
+        self.best: list[Storage] = []
         self._named: dict[tuple[str, str], Storage] = {}
         for v in graph.inputs:
             self.env[v] = View(self.input(v.name), Access("i32", 1, (), ()))

@@ -30,8 +30,10 @@ def make_plan(ctx: Lowering) -> Plan:
     """The plan of everything that was lowered."""
     (logits,) = ctx.graph.outputs
     out = ctx.view(logits).storage
-    repeated, private = repeats(ctx.calls, out)
-    lifetimes = _lifetimes(ctx.calls, repeated, out)
+    best, place = ctx.best
+    outputs = [out, best, place]
+    repeated, private = repeats(ctx.calls, outputs)
+    lifetimes = _lifetimes(ctx.calls, repeated, outputs)
     offsets, sizes = assign_offsets(lifetimes)
     number = {life.storage: i for i, life in enumerate(lifetimes)}
     meets, lone_meets = barriers(ctx.calls, offsets), barriers(ctx.calls, offsets, private)
@@ -52,10 +54,13 @@ def make_plan(ctx: Lowering) -> Plan:
             for i, c in enumerate(ctx.calls)
         ),
         logits=number[out],
+        best=(number[best], number[place]),
     )
 
 
-def _lifetimes(calls: list[PendingCall], repeated: list[bool], out: Storage) -> list[Lifetime]:
+def _lifetimes(
+    calls: list[PendingCall], repeated: list[bool], outputs: list[Storage]
+) -> list[Lifetime]:
     """What a repeated call touches lives on to the next call that threads share: that one need not wait
     until all have read it."""
     first: dict[Storage, int] = {}
@@ -66,7 +71,7 @@ def _lifetimes(calls: list[PendingCall], repeated: list[bool], out: Storage) -> 
             if isinstance(p.target, Storage) and p.target.kind == "buffer":
                 first.setdefault(p.target, i)
                 last[p.target] = until
-    last[out] = len(calls)
+    last |= dict.fromkeys(outputs, len(calls))
     return [Lifetime(s, first[s], last[s]) for s in first]
 
 
@@ -75,12 +80,12 @@ def _buffer(storage: Storage, offsets: dict[Storage, int], private: Set[Memory])
     return Buffer(storage.space, storage.row_bytes, offsets[storage], storage in private)
 
 
-def repeats(calls: list[PendingCall], out: Storage) -> tuple[list[bool], Set[Memory]]:
+def repeats(calls: list[PendingCall], outputs: list[Storage]) -> tuple[list[bool], Set[Memory]]:
     """Which calls every thread runs whole in a step of one token, and the buffers that they write, which
     each thread has for itself then: nobody waits for one thread's small work. No other call writes these."""
     repeated = [call.rowwise for call in calls]
     while True:
-        shared: set[Memory] = {out}
+        shared: set[Memory] = {*outputs}
         shared |= {m for call, r in zip(calls, repeated, strict=True) if not r for m in call.writes}
         left = [r and not call.writes & shared for call, r in zip(calls, repeated, strict=True)]
         if left == repeated:

@@ -3,6 +3,10 @@
     rz_quantize32(float32[16] a, float32[16] b, codes, header)
         writes 32 int8 codes and the 8 words of a header (both laid out in activations.py)
 
+    rz_round16(float32[16]) → int32[16]           the nearest whole numbers, even ones of two
+    rz_magnitude16(float32[16], ...[16]) → float32[16]   the larger magnitude of each lane
+    rz_largest16(float32[16]) → float32           the largest magnitude
+
 The largest magnitude is found on the bit patterns as integers, where NaN is above everything: a NaN
 becomes the scale and so reaches the result instead of vanishing in the codes.
 """
@@ -18,6 +22,26 @@ ROUNDING = f"""
 declare <16 x i32> @llvm.umax.v16i32(<16 x i32>, <16 x i32>)
 declare i32 @llvm.vector.reduce.umax.v16i32(<16 x i32>)
 declare <16 x i32> @llvm.lrint.v16i32.v16f32(<16 x float>)
+define linkonce_odr <16 x i32> @rz_round16(<16 x float> %x) alwaysinline nounwind memory(none) {{
+  %r = call <16 x i32> @llvm.lrint.v16i32.v16f32(<16 x float> %x)
+  ret <16 x i32> %r
+}}
+define linkonce_odr <16 x float> @rz_magnitude16(<16 x float> %a, <16 x float> %b) alwaysinline nounwind memory(none) {{
+  %ua = bitcast <16 x float> %a to <16 x i32>
+  %ub = bitcast <16 x float> %b to <16 x i32>
+  %ma = and <16 x i32> %ua, splat (i32 2147483647)
+  %mb = and <16 x i32> %ub, splat (i32 2147483647)
+  %m = call <16 x i32> @llvm.umax.v16i32(<16 x i32> %ma, <16 x i32> %mb)
+  %r = bitcast <16 x i32> %m to <16 x float>
+  ret <16 x float> %r
+}}
+define linkonce_odr float @rz_largest16(<16 x float> %x) alwaysinline nounwind memory(none) {{
+  %u = bitcast <16 x float> %x to <16 x i32>
+  %m = and <16 x i32> %u, splat (i32 2147483647)
+  %top = call i32 @llvm.vector.reduce.umax.v16i32(<16 x i32> %m)
+  %r = bitcast i32 %top to float
+  ret float %r
+}}
 define linkonce_odr i32 @rz_quantize32(<16 x float> %a, <16 x float> %b, ptr %codes, ptr %header) alwaysinline nounwind {{
   %ua = bitcast <16 x float> %a to <16 x i32>
   %ub = bitcast <16 x float> %b to <16 x i32>

@@ -1,7 +1,8 @@
 """Rotary positions and causal attention over a cache.
 
 Attention is the only op with state: it appends k and v of the step's tokens to its layer's cache and
-lets each token see its own sequence up to itself. The interpreter keeps that state in KVState.
+lets each token see its own sequence up to itself. The interpreter keeps that state in KVState. What a
+cache cannot hold exactly is rounded on its way in: that is part of the op's meaning.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rusteeze.ir.op import declare
+from rusteeze.ir.ops.elementwise import bf16_bits, bf16_values
+from rusteeze.ir.ops.linear import quantize_rows
 from rusteeze.ir.types import TensorType
 
 Array = np.ndarray
 STYLES = ("half", "inter", "inter_to_half")
+CACHES = ("f32", "bf16", "int8")
+KEY_GROUP = 32
 
 
 def _infer_rope(
@@ -87,8 +92,12 @@ def _values_type(k: TensorType, v: TensorType | None, value_width: int) -> Tenso
 
 def _infer_attention(
     q: TensorType, k: TensorType, v: TensorType | None, sinks: TensorType | None, value_width: int,
-    **_: float,
+    cache: str, **_: float,
 ) -> TensorType:  # fmt: skip
+    if cache not in CACHES:
+        raise TypeError(f"there is no cache of {cache!r}, only {', '.join(CACHES)}")
+    if v is None and cache == "int8":
+        raise TypeError("values that are part of the keys are not kept as int8")
     v = _values_type(k, v, value_width)
     if not q.rank == k.rank == v.rank == 3 or q.shape[0] != k.shape[0] or k.shape[:2] != v.shape[:2]:
         raise TypeError("wants q[T, H, D], k[T, Hk, D], v[T, Hk, Dv]")
@@ -99,18 +108,36 @@ def _infer_attention(
     return q.with_shape(q.shape[0], q.shape[1], v.shape[2])
 
 
+def key_group(width: int) -> int:
+    """Dims of a key that share a scale in an int8 cache: where models have outliers, they are in few dims."""
+    return width if width % KEY_GROUP else KEY_GROUP
+
+
+def cached(x: Array, cache: str, group: int) -> Array:
+    """Heads [T, H, D] as a cache gives them back: float32, bf16, or int8 with a scale per token, head and
+    ``group`` of dims."""
+    if cache == "bf16":
+        return bf16_values(bf16_bits(x))
+    if cache == "int8":
+        codes, scale = quantize_rows(x, group)
+        x = codes.astype(np.float32) * np.repeat(scale, group, -1)
+    return x
+
+
 def attend(
     q: Array, k: Array, v: Array | None, sinks: Array | None, *, layer: int, scale: float, window: int,
-    softcap: float, value_width: int, state: KVState,
+    softcap: float, value_width: int, cache: str, state: KVState,
 ) -> Array:  # fmt: skip
     """Causal attention (Vaswani et al. 2017) of the step's rows over their sequences.
 
     ``window`` > 0 lets a token see that many keys including itself; ``sinks`` adds one logit per head
-    to the softmax's denominator only. Without ``v`` the values are the first ``value_width`` elements of
-    the keys as the cache holds them, which then is all that it holds."""
+    to the softmax's denominator only; ``cache`` says as what keys and values are kept. Without ``v`` the
+    values are the first ``value_width`` elements of the keys as the cache holds them, which then is all
+    that it holds."""
     v = k[..., :value_width] if v is None else v
     out = np.empty((*q.shape[:2], v.shape[2]), np.float32)
     group = q.shape[1] // k.shape[1]
+    k, v = cached(k, cache, key_group(k.shape[2])), cached(v, cache, v.shape[2])
     row = 0
     for sequence, n in state.batch:
         rows = slice(row, row + n)
@@ -139,6 +166,6 @@ def attend(
 
 declare(
     "attention(q, k, v?, sinks?) {layer: int, scale: float, window: int = 0, softcap: float = 0.0,"
-    " value_width: int = 0}",
+    " value_width: int = 0, cache: str = 'f32'}",
     infer=_infer_attention, reference=attend, traits="stateful",
 )  # fmt: skip

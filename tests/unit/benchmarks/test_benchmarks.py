@@ -145,22 +145,22 @@ def test_an_engine_that_becomes_too_slow_leaves_its_series(
 ) -> None:
     series = [Measurement(f"s{n}", "x", lambda _e, _s, n=n: n, "series") for n in range(3)]
     series.append(Measurement("other", "x", lambda _e, _s: 9))
-    monkeypatch.setattr(run, "measurements", lambda _: iter(series))
+    monkeypatch.setattr(run, "measurements", lambda *_: iter(series))
     monkeypatch.setattr(run, "SLOWEST_GROWTH_S", -1)
     engines = {"slow": Clockwork("slow", "w", [], [])}
-    rows = list(run.compare(Namespace(parts=(), repeats=1), {}, engines))
+    rows = list(run.compare(Namespace(parts=(), longest=1, repeats=1), {}, engines))
     assert [row["what"] for row in rows] == ["s0", "other"]
     assert "slow leaves the series: s0" in capsys.readouterr().out
 
 
 def test_slow_starters_start_once(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = [Measurement("start", "s", lambda _e, seed: seed, starts=True)]
-    monkeypatch.setattr(run, "measurements", lambda _: iter(starts))
+    monkeypatch.setattr(run, "measurements", lambda *_: iter(starts))
     engines = {
         "quick": Clockwork("quick", "w", [], []),
         "slow": Clockwork("slow", "w", [], [], slow_start=True),
     }
-    rows = list(run.compare(Namespace(parts=(), repeats=3), {}, engines))
+    rows = list(run.compare(Namespace(parts=(), longest=1, repeats=3), {}, engines))
     assert [row["n"] for row in rows] == [3, 1]
 
 

@@ -70,7 +70,7 @@ class BarTemplate:
 def build_artifact(folder: Path) -> None:
     calls = tuple(contract.Call(k, ()) for k in ("matmul_a", "rms_norm", "matmul_a"))
     plan = contract.Plan(
-        contract.SCHEMA, (), 100, 64, 16, {"T": 512, "R": 400}, (), (contract.Pages(0, 320, 320),), calls, 0
+        contract.SCHEMA, (), 100, 64, 16, {"T": 512, "R": 400}, (), (contract.Pages(0, 320, 320),), calls, 0, (0, 0)
     )  # fmt: skip
     (folder / "plan.json").write_bytes(contract.encode_plan(plan))
     (folder / "weights.safetensors").write_bytes(b"w" * 2048)

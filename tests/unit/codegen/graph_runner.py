@@ -23,6 +23,7 @@ from rusteeze.codegen.cpu.lower import Lowered, LoweringOptions, lower
 from rusteeze.codegen.cpu.schedule import Table
 from rusteeze.ir import Graph, KVState, interpret, verify
 from rusteeze.ir.types import ROWS, TOKENS, DType, TensorType
+from rusteeze.passes.round_cache import RoundCache
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.executor import CpuExecutor
 from rusteeze.weights import Dense, Weight
@@ -126,8 +127,9 @@ class GraphRunner:
     ) -> None:  # fmt: skip
         self.graph, self.weights, self.max_tokens = graph, weights, max_tokens
         self.arrays = {name: as_interpreted(w) for name, w in weights.items()}
+        RoundCache(cache).run(graph)
         joined = with_one_output(graph)
-        self.lowered: Lowered = lower(joined, LoweringOptions(cache, MAX_MODEL_LEN, tables=tables))
+        self.lowered: Lowered = lower(joined, LoweringOptions(MAX_MODEL_LEN, tables=tables))
         self.data = {
             name: aligned(self.lowered.statics.data(name, weights.__getitem__))
             for name in self.lowered.statics.entries

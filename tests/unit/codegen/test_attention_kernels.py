@@ -16,7 +16,7 @@ from rusteeze.weights import Weight
 
 VOCABULARY = 50
 MAX_TOKENS = 96
-LIMITS = {"f32": 3e-6, "bf16": 8e-3}  # of the largest result
+LIMITS = {"f32": 3e-6, "bf16": 8e-3, "int8": 2e-4}  # of the largest result
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def token_by_token() -> tuple[tuple[tuple[int, int], ...], ...]:
     )
 
 
-@pytest.fixture(scope="module", params=["f32", "bf16"])
+@pytest.fixture(scope="module", params=["f32", "bf16", "int8"])
 def cache(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

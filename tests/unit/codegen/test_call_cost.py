@@ -13,9 +13,9 @@ VOCABULARY, WIDTH, OUT = 512, 64, 128
 HEADS, KV_HEADS, HEAD = 4, 2, 16
 
 
-def costs(graph: Graph, cache: str = "f32") -> dict[str, Cost]:
+def costs(graph: Graph) -> dict[str, Cost]:
     """By the beginning of the kernel's name."""
-    calls = lower(graph, LoweringOptions(cache)).plan.calls
+    calls = lower(graph, LoweringOptions()).plan.calls
     return {call.kernel.split("_")[0]: call.cost for call in calls}
 
 
@@ -74,9 +74,9 @@ def test_attention_reads_the_cache_and_another_call_fills_it() -> None:
     ]
     q = graph.add("reshape", heads[0], shape=(TOKENS, HEADS, HEAD))
     kv = graph.add("reshape", heads[1], shape=(TOKENS, KV_HEADS, HEAD))
-    out = graph.add("attention", q, kv, kv, None, layer=0, scale=1.0, window=7)
+    out = graph.add("attention", q, kv, kv, None, layer=0, scale=1.0, window=7, cache="bf16")
     graph.outputs = [graph.add("reshape", out, shape=(TOKENS, HEADS * HEAD))]
-    found = costs(graph, "bf16")
+    found = costs(graph)
     cached = 2 * KV_HEADS * HEAD * np.dtype(np.float16).itemsize
     attention, write = found["attention"], found["write"]
     assert attention.pair_flops == 2 * HEADS * 2 * HEAD

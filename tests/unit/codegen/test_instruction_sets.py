@@ -54,9 +54,9 @@ def typical_graph() -> tuple[Graph, dict[str, Weight]]:
         for how in (("affine4g32m-f16", "int8"), ("bf16", "bf16"), ("affine8g16s-f16",))
     ]
     q, k = (graph.add("rope", x, table, table, width=32) for x in heads[:2])
-    a = graph.add("attention", q, k, heads[2], None, layer=0, scale=0.2, softcap=5.0)
+    a = graph.add("attention", q, k, heads[2], None, layer=0, scale=0.2, softcap=5.0, cache="bf16")
     one = graph.add("slice", k, axis=1, start=0, stop=1)
-    latent = graph.add("attention", a, one, None, None, layer=1, scale=0.2, value_width=32)
+    latent = graph.add("attention", a, one, None, None, layer=1, scale=0.2, value_width=32, cache="bf16")
     blocks = graph.add("reshape", latent, shape=(TOKENS, WIDTH))
     blocks = graph.add("block_linear", blocks, static("bf16", 2, WIDTH // 2, WIDTH // 2))
     a = graph.add("add", a, graph.add("reshape", blocks, shape=(TOKENS, 2, WIDTH // 2)))
@@ -73,7 +73,7 @@ def typical_graph() -> tuple[Graph, dict[str, Weight]]:
 @pytest.fixture(scope="module")
 def lowered() -> Lowered:
     graph, _ = typical_graph()
-    return lower(graph, LoweringOptions("bf16", 64))
+    return lower(graph, LoweringOptions(64))
 
 
 @pytest.fixture(scope="module", params=ALL, ids=lambda isa: isa.name)

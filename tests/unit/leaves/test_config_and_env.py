@@ -25,7 +25,7 @@ def test_defaults_are_valid() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("target", "tpu"), ("dtype", ""), ("activations", "f16"), ("max_model_len", 0),
+        ("target", "tpu"), ("dtype", ""), ("activations", "f16"), ("kv_dtype", "f16"), ("max_model_len", 0),
         ("max_model_len", -5), ("max_model_len", True), ("max_model_len", 1.5), ("jobs", 0),
     ],
 )  # fmt: skip
@@ -122,7 +122,9 @@ def test_listed_packages_are_those_of_the_project() -> None:
 
 
 def test_every_option_is_in_the_key_unless_it_changes_nothing() -> None:
-    other = {"target": "cpu", "dtype": "f32", "activations": "int8", "max_model_len": 9, "jobs": 9}
+    other = {
+        "target": "cpu", "dtype": "f32", "activations": "int8", "kv_dtype": "int8", "max_model_len": 9, "jobs": 9,
+    }  # fmt: skip
     base = CompileOptions()
     assert set(other) == {f.name for f in fields(base)}, (
         "decide whether the new field is in the key"

@@ -51,6 +51,21 @@ class FaultyExecutor(MockExecutor):
         return row
 
 
+class KnowingExecutor(MockExecutor):
+    """Names the likeliest tokens itself, or their neighbours ``off`` further."""
+
+    def __init__(self, off: int = 0) -> None:
+        super().__init__()
+        self.off = off
+
+    def execute(self, batch: Batch) -> np.ndarray:
+        self.logits = super().execute(batch)
+        return self.logits
+
+    def best_tokens(self) -> np.ndarray:
+        return (self.logits.argmax(axis=1) + self.off) % self.vocab_size
+
+
 def run(engine: SyncEngine) -> list[RequestOutput]:
     outputs = []
     while engine.has_work:
@@ -301,6 +316,17 @@ def test_a_failing_executor_ends_its_step_s_requests_and_the_engine_goes_on() ->
     engine = SyncEngine(Failing())
     assert [done.finish_reason for done in engine.generate([PROMPT] * 2, GREEDY)] == ["error"] * 2
     assert engine.generate([PROMPT], GREEDY)[0].finish_reason == "length"
+
+
+def test_what_an_executor_knows_is_not_looked_for_again() -> None:
+    prompts = [PROMPT, list(range(70)), [9]]  # the second in two chunks, the first beside the others
+    params = [GREEDY, greedy(prompt_logprobs=1), greedy(logit_bias={5: 100.0})]
+    found = SyncEngine(KnowingExecutor()).generate(prompts, params)
+    wanted = SyncEngine(MockExecutor()).generate(prompts, params)
+    assert [done.token_ids for done in found] == [done.token_ids for done in wanted]
+    assert found[2].token_ids == (5,) * 8
+    (off,) = SyncEngine(KnowingExecutor(off=1)).generate([PROMPT], greedy(max_tokens=1))
+    assert off.token_ids[0] == greedy_tokens(PROMPT, 1)[0] + 1
 
 
 # Streams, logprobs, clocks, threads

@@ -20,7 +20,7 @@ MIB = 2**20
 BLOCK = 2 * MIB
 # 1 MiB of scratch for each of 64 tokens, 100 MiB of weights, at most 1600 tokens = 100 blocks = 200 MiB
 PLAN = contract.Plan(
-    contract.SCHEMA, (), 100, 1600, 16, {"T": MIB}, (), (contract.Pages(0, MIB, MIB),), (), 0
+    contract.SCHEMA, (), 100, 1600, 16, {"T": MIB}, (), (contract.Pages(0, MIB, MIB),), (), 0, (0, 0)
 )
 FIXED = 164 * MIB + PROCESS_BYTES
 

@@ -29,7 +29,7 @@ def sample(state: RequestSampler, row: np.ndarray) -> Sample:
 
 
 def rows_of(logits: np.ndarray, samplers: list[RequestSampler]) -> list[Sample | Exception]:
-    return sample_rows(logits, samplers, np.empty_like(logits[0]))
+    return sample_rows(logits, logits.argmax(axis=1), samplers, np.empty_like(logits[0]))
 
 
 def one(row: np.ndarray, **params: Any) -> int:
