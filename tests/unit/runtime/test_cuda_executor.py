@@ -11,7 +11,6 @@ import pytest
 from stub_gpu import INVALID_VALUE, MIB, OUT_OF_MEMORY, StubGpu, memory
 from toy_cuda import (
     BIAS,
-    MAX_MODEL_LEN,
     ROW,
     SCRATCH_BYTES,
     VOCAB,
@@ -23,10 +22,9 @@ from toy_cuda import (
 )
 
 from rusteeze.artifact.contract import BLOCK_SIZE
-from rusteeze.artifact.cuda_contract import Address, Binary, Capacities, Count, CudaPlan, Param
+from rusteeze.artifact.cuda_contract import Address, Binary, Count, CudaPlan, Param
 from rusteeze.runtime.batch import Batch, build_batch
 from rusteeze.runtime.config import EngineConfig
-from rusteeze.runtime.cuda.capacities import Sizes
 from rusteeze.runtime.cuda.device import choose_device
 from rusteeze.runtime.cuda.driver import CudaError
 from rusteeze.runtime.cuda.executor import CudaExecutor, fixed_bytes
@@ -333,26 +331,6 @@ class TestMeasuring:
         assert ceilings.read == pytest.approx(2 * 1024e9, rel=0.01)
         assert (ceilings.arithmetic, ceilings.moving) == ({}, "copying")
         assert gpu.used_bytes == before
-
-
-class TestSizes:
-    def test_buckets_then_doublings(self) -> None:
-        sizes = Sizes((1, 2, 4, 8), 100, 5000)
-        assert sizes.most == Capacities(100, 100, 100, 5000, 313)
-
-    @pytest.mark.parametrize(("tokens", "capacity"), [(1, 1), (3, 4), (8, 8), (9, 16), (33, 64), (65, 100)])
-    def test_the_smallest_that_holds_it(self, tokens: int, capacity: int) -> None:
-        sizes = Sizes((1, 2, 4, 8), 100, 5000)
-        batch = batch_of(chunk("a", [1] * tokens, 0, list(range(7))))
-        assert sizes.fit(batch, 3) == Capacities(capacity, 1, 4, 512, 313)
-
-    def test_a_model_for_less_than_the_first_bucket(self) -> None:
-        assert Sizes((16, 32), 8, 100).most == Capacities(8, 8, 8, 100, 7)
-
-    def test_longer_contexts(self) -> None:
-        sizes = Sizes((1,), 64, MAX_MODEL_LEN)
-        batch = batch_of(chunk("a", [1], 512, list(range(40))))
-        assert sizes.fit(batch, 1).context == MAX_MODEL_LEN
 
 
 def test_the_toy_fits_into_little_memory(gpu: StubGpu, toy: ToyKernels) -> None:
