@@ -22,6 +22,7 @@ from made_models import later_text, model_of, numbers, quantized, save_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from rusteeze.frontend.checkpoint import open_checkpoint
 from rusteeze.frontend.trace import trace
 from rusteeze.ir import KVState, interpret
 from rusteeze.passes.pipeline import raising, run_passes
@@ -68,7 +69,7 @@ def test_what_is_written_is_what_was_rounded(name: str, tmp_path: Path) -> None:
     if name in ("gpt2", "gpt-oss"):
         pytest.skip("stores its matrices transposed, or stacked")
     before, after = numbers(model), numbers(quantized(model, "rtn"))
-    traced = trace(make_config(tiny(name)), WINDOW)
+    traced = trace(open_checkpoint(model).config, WINDOW)
     sites, _ = find_sites(traced.graph, lambda param: True)
     params = {param for site in sites for param in site.params}
     assert params
