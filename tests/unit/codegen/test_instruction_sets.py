@@ -90,8 +90,8 @@ def instructions(module) -> set[str]:
 
 
 EXPECTED = {
-    V4: {"vpdpbusd", "vdpbf16ps", "vcvtneps2bf16", "vcvtph2ps", "vfmadd231ps", "vpermi2b", "vpshufb", "vpermps"},
-    V3: {"vpmaddubsw", "vcvtph2ps", "vfmadd231ps", "vpshufb", "vpermps"},
+    V4: {"vpdpbusd", "vdpbf16ps", "vcvtneps2bf16", "vcvtph2ps", "vfmadd231ps", "vpshufb", "vpermps"},
+    V3: {"vpmaddubsw", "vcvtph2ps", "vfmadd231ps", "vpshufb"},
     NEON: {"sdot", "fcvtl", "fmla", "tbl"},
 }
 # AMD's own: XOP, FMA4, TBM, SSE4a, 3DNow, and clzero
