@@ -73,7 +73,7 @@ def test_thousands_of_steps_give_the_same(runner, threads):
 @pytest.mark.parametrize("threads", [2, 4])
 def test_steps_of_one_token_whose_norms_each_thread_repeats(runner, threads):
     plan = runner.lowered.plan
-    assert [c.repeats for c in plan.calls] == [True, *[False, True] * LAYERS, False]
+    assert [c.repeats for c in plan.calls] == [True, *[False, True] * LAYERS, False, False]
     assert_steps_repeat(runner, threads, STEPS, num_tokens=1)
 
 
