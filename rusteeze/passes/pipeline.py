@@ -41,14 +41,13 @@ def raising(tables: Mapping[str, np.ndarray] | None = None) -> list[Pass]:
         RaiseNorms(),
         RaiseActivations(),
         ShareKeyHeads(),
-        CacheLatents(),
         Canonicalize(),
     ]
 
 
 def lowering() -> list[Pass]:
-    """From the raised graph towards kernels: the same meaning in fewer and larger products."""
-    return [SinkGatherRows(), FuseLinears(), Canonicalize()]
+    """From the raised graph towards kernels: the same meaning with less in the cache, in fewer and larger products."""
+    return [CacheLatents(), SinkGatherRows(), FuseLinears(), Canonicalize()]
 
 
 def rounding(activations: str) -> list[Pass]:
