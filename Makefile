@@ -15,11 +15,13 @@ help:  ## Show this list
 
 setup: $(STAMP)  ## Make .venv with everything that compiling and testing needs
 
-# torch first and exactly: what comes later must fit it, and must not bring another build of it.
+# torch first and exactly: what comes later must fit it, and must not bring another build of it. A CUDA
+# build of torch brings its own triton.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[compile,dev,oracles]'
+	$(BIN)/python -m pip install --quiet --editable '.[compile,cuda,dev,oracles]'
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[compile-gpu]'
 	touch $@
 
 demo: $(STAMP)  ## Compile a small model and ask it for the capital of France

@@ -19,6 +19,7 @@ import numpy as np
 import rusteeze.source
 from rusteeze.artifact import cache
 from rusteeze.artifact.contract import encode_plan
+from rusteeze.artifact.cuda_contract import PLAN_FILE, WEIGHTS_FILE, encode_cuda_plan
 from rusteeze.artifact.files import require_free_bytes
 from rusteeze.artifact.plan_text import plan_text
 from rusteeze.artifact.store import publish
@@ -32,13 +33,19 @@ from rusteeze.codegen.cpu.tuning_table import (
     tables_for,
     used_entries,
 )
+from rusteeze.codegen.gpu.build import build_kernels
+from rusteeze.codegen.gpu.lower import GpuOptions, lower_for_gpu
+from rusteeze.codegen.gpu.lowering import Lowering as GpuLowering
+from rusteeze.codegen.gpu.plan import make_cuda_plan
+from rusteeze.codegen.gpu.weights import GpuStatics
 from rusteeze.codegen.statics import Statics, plain
 from rusteeze.config import CompileOptions
+from rusteeze.env import CACHE
 from rusteeze.errors import UserError
 from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
 from rusteeze.frontend.trace import trace
 from rusteeze.ir import Graph, print_graph
-from rusteeze.ir.storage import rounding_for
+from rusteeze.ir.storage import is_quantized, rounding_for
 from rusteeze.observe import Observer
 from rusteeze.passes.pipeline import fusing, lowering, raising, rounding, run_passes
 from rusteeze.source import Source
@@ -87,15 +94,25 @@ def _build(
     graph = traced.graph
     for name, value in graph.weights.items():
         value.format = weights.format_of(name, value.type.rank)
-    progress("rewriting", 0.35)
-    activations = choose_activations(graph, options)
-    optimize(graph, traced.constants, activations, observer)
-    progress("generating kernels", 0.45)
-    lowered = lower_for_host(graph, activations, max_model_len, known_schedules())
-    with building(lowered, folder, options.jobs, observer):
-        write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
-    (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
-    facts |= describe(model, checkpoint, graph, lowered, activations)
+    facts |= describe(model, checkpoint, graph, options, max_model_len)
+    if options.architectures:
+        gpu_graph = graph.copy() if options.cpu else graph
+        gpu = lower_for_cuda(gpu_graph, traced.constants, options, max_model_len, observer)
+        (folder / "cuda").mkdir()
+        build_cuda(gpu, folder, options, progress, observer)
+        write_weights(folder / WEIGHTS_FILE, gpu.statics, weights.load, progress)
+        (folder / "cuda" / "graph.ir").write_text(print_graph(gpu_graph), encoding="utf-8")
+        facts |= cuda_facts(gpu)
+    if options.cpu:
+        progress("rewriting", 0.35)
+        activations = choose_activations(graph, options)
+        optimize(graph, traced.constants, activations, observer)
+        progress("generating kernels", 0.45)
+        lowered = lower_for_host(graph, activations, max_model_len, known_schedules())
+        with building(lowered, folder, options.jobs, observer):
+            write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
+        (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
+        facts |= cpu_facts(lowered, activations)
 
 
 def optimize(
@@ -106,6 +123,17 @@ def optimize(
 ) -> None:
     """All passes, in place, up to the graph that is lowered."""
     passes = [*raising(constants), *lowering(), *rounding(activations), *fusing()]
+    run_passes(graph, passes, observer)
+
+
+def optimize_for_cuda(
+    graph: Graph,
+    constants: Mapping[str, np.ndarray],
+    activations: str,
+    observer: Observer | None = None,
+) -> None:
+    """The same for GPUs, where codes are multiplied by bf16 activations. ``activations``: f32 or bf16."""
+    passes = [*raising(constants), *lowering(), *rounding(activations, codes="bf16"), *fusing()]
     run_passes(graph, passes, observer)
 
 
@@ -120,6 +148,29 @@ def lower_for_host(
     """Kernels and plan for this kind of machine, with the schedules in ``tables``."""
     options = LoweringOptions(cache_dtype(activations), max_model_len, host_isas(), tables)
     return lower(graph, options)
+
+
+def lower_for_cuda(
+    graph: Graph, constants: Mapping[str, np.ndarray], options: CompileOptions, max_model_len: int,
+    observer: Observer,
+) -> GpuLowering:  # fmt: skip
+    """Passes and kernels for GPUs; the graph is rewritten in place."""
+    activations = cuda_activations(graph, options)
+    optimize_for_cuda(graph, constants, activations, observer)
+    return lower_for_gpu(graph, GpuOptions(cache_dtype(activations), max_model_len))
+
+
+def build_cuda(
+    lowered: GpuLowering, folder: Path, options: CompileOptions, progress: Report, observer: Observer
+) -> None:
+    """Write plan and machine code for GPUs into an artifact."""
+    binaries = build_kernels(
+        lowered.kernels, options.architectures, folder, CACHE.get() / "kernels",
+        options.jobs or len(os.sched_getaffinity(0)),
+        lambda done: progress("compiling GPU kernels", 0.35 + 0.15 * done), observer,
+    )  # fmt: skip
+    plan = make_cuda_plan(lowered, binaries, options.architectures)
+    (folder / PLAN_FILE).write_bytes(encode_cuda_plan(plan))
 
 
 @contextmanager
@@ -184,6 +235,14 @@ def choose_activations(graph: Graph, options: CompileOptions) -> str:
     return next((kind for kind in ("int8", "bf16") if kind in wanted), "f32")
 
 
+def cuda_activations(graph: Graph, options: CompileOptions) -> str:
+    """What "auto" means for GPUs: bf16 as soon as some matrix is bf16 or quantised, else f32."""
+    if options.activations != "auto":
+        return options.activations
+    formats = {v.format for v in graph.weights.values() if v.type.rank > 1}
+    return "bf16" if any(f == "bf16" or is_quantized(f) for f in formats) else "f32"
+
+
 def cache_dtype(activations: str) -> str:
     """Rounded activations go with a bf16 cache; exact ones with float32."""
     return "f32" if activations == "f32" else "bf16"
@@ -196,7 +255,7 @@ def host_isas() -> tuple[Isa, ...]:
 
 
 def write_weights(
-    path: Path, statics: Statics, load: Callable[[str], Weight], progress: Report
+    path: Path, statics: Statics | GpuStatics, load: Callable[[str], Weight], progress: Report
 ) -> None:
     """A safetensors file of the packed weights, written one weight at a time, each 64-byte aligned."""
     header: dict[str, Any] = {}
@@ -218,9 +277,9 @@ def write_weights(
 
 
 def describe(
-    model: Source, checkpoint: Checkpoint, graph: Graph, lowered: Lowered, activations: str
+    model: Source, checkpoint: Checkpoint, graph: Graph, options: CompileOptions, max_model_len: int
 ) -> dict[str, Any]:
-    """Facts for the manifest, for people and for the server."""
+    """Facts for the manifest, for people and for the server. ``graph``: as traced."""
     formats = Counter(v.format for v in graph.weights.values() if v.type.rank > 1)
     architectures = getattr(checkpoint.config, "architectures", None) or [
         checkpoint.config.model_type
@@ -228,12 +287,31 @@ def describe(
     return {
         "model": model.name,
         "architecture": architectures[0],
-        "layers": len(lowered.plan.pages),
-        "vocab_size": lowered.plan.vocab_size,
-        "max_model_len": lowered.plan.max_model_len,
+        "layers": sum(node.op.name == "attention" for node in graph.nodes),
+        "vocab_size": int(graph.outputs[0].type.shape[1]),
+        "max_model_len": max_model_len,
         "weights": dict(formats.most_common()),
+        "targets": targets_of(options),
+    }
+
+
+def targets_of(options: CompileOptions) -> list[str]:
+    """What the artifact has machine code for: "cpu/<instruction set>" and "cuda/<architecture>"."""
+    cpu = [f"cpu/{isa.name}" for isa in host_isas()] if options.cpu else []
+    return cpu + [f"cuda/{a}" for a in options.architectures]
+
+
+def cpu_facts(lowered: Lowered, activations: str) -> dict[str, Any]:
+    return {
         "activations": activations,
-        "targets": [f"cpu/{library.name}" for library in lowered.plan.libraries],
         "kernels": len(lowered.kernels),
         "calls": len(lowered.plan.calls),
+    }
+
+
+def cuda_facts(lowered: GpuLowering) -> dict[str, Any]:
+    return {
+        "cuda_cache": lowered.options.cache_dtype,
+        "cuda_kernels": len(lowered.kernels),
+        "cuda_calls": len(lowered.calls),
     }

@@ -1,12 +1,15 @@
-"""The small real model, compiled once a run for each kind of activations, outside the checkout."""
+"""The small real model, compiled once a run for each kind of activations, outside the checkout; a GPU that is
+not there."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from smollm2 import compiled
+from stub_gpu import StubGpu, stub_gpu
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,16 @@ def smollm2(shared_folder: Path) -> Path:
 def exact_smollm2(shared_folder: Path) -> Path:
     """The artifact with activations in float32."""
     return compiled(shared_folder, "f32")
+
+
+@pytest.fixture
+def gpu() -> Iterator[StubGpu]:
+    """A fresh GPU. Whatever a test leaves behind on it is an error, and so is a copy to or from host memory
+    that the device cannot reach by itself."""
+    stub = stub_gpu()
+    stub.reset()
+    yield stub
+    left, unpinned = stub.live(), stub.unpinned_copies
+    stub.reset()
+    assert left == {}
+    assert unpinned == 0

@@ -59,7 +59,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "tvm": ("codegen/cpu/",),
     "triton": ("codegen/gpu/",),
     "tvm_ffi": ("codegen/cpu/", "runtime/launch.py"),
-    "cuda": ("runtime/launch.py",),
+    "cuda": ("runtime/cuda/driver.py",),
     "ctypes": ("runtime/launch.py",),
     "tokenizers": ("runtime/tokens.py", "frontend/", "quantize/calibration.py"),
     "minijinja": ("runtime/template.py",),

@@ -21,6 +21,7 @@ from rusteeze.codegen.cpu.isa import ALL
 from rusteeze.codegen.cpu.schedule import Schedule, fallback
 from rusteeze.config import CompileOptions
 from rusteeze.runtime import llm
+from rusteeze.runtime.backend import available_cores
 from rusteeze.version import compiler_version
 
 Report = Callable[[str, float], None]
@@ -37,7 +38,7 @@ def tune(
     old = llm.load(artifact, threads)
     try:
         tasks = tasks_of(opened, kernel_shares(old.executor))
-        session = Session(opened, threads or llm.available_cores())
+        session = Session(opened, threads or available_cores())
         try:
             results = session.run(tasks, budget, report)
         finally:

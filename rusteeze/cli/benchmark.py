@@ -9,11 +9,11 @@ import click
 import numpy as np
 
 from rusteeze import env
-from rusteeze.cli.artifacts import artifact_for
+from rusteeze.artifact.cuda_contract import WEIGHTS_FILE
 from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.devices import artifact_on, device_option
 from rusteeze.cli.machine_load import MachineLoad, warning
 from rusteeze.cli.output import bytes_text, print_json, print_table
-from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
 from rusteeze.runtime import llm
 from rusteeze.runtime.benchmark import Load, Run, repeated
@@ -41,16 +41,18 @@ COLUMNS = ("what", "tok/s", "first token ms", "between tokens ms", "runs")
     "--budget", type=click.FloatRange(min=0), default=30.0, metavar="SECONDS",
     help="About how long to measure.",
 )  # fmt: skip
+@device_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 def command(
     model: str, batch: tuple[int, ...], prefill: tuple[int, ...], new_tokens: int, budget: float,
-    threads: int | None,
+    device: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Measure decoding and prompt processing of MODEL: an artifact, or a model that is compiled when it
     has to be.
 
     Prompts are drawn, greedy, end tokens ignored."""
-    loaded = llm.load(artifact_for(model, CompileOptions()), threads or env.THREADS.get())
+    artifact = artifact_on(model, device)
+    loaded = llm.load(artifact, threads or env.THREADS.get(), device=device)
     try:
         loads = [Load(n, DECODE_PROMPT, new_tokens) for n in batch] + [Load(1, n, 1) for n in prefill]
         _check_lengths(loads, loaded.executor.max_model_len)
@@ -108,6 +110,8 @@ def _latency(percentiles: dict[str, float] | None) -> str:
 
 
 def _memory(loaded: LLM) -> dict[str, int]:
-    weights = loaded.manifest.files["weights.safetensors"].bytes
+    on_device = loaded.executor.device_bytes
+    name = "weights.safetensors" if on_device is None else WEIGHTS_FILE
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
-    return {"peak RSS": peak, "weights": weights}
+    found = {"peak RSS": peak, "weights": loaded.manifest.files[name].bytes}
+    return found if on_device is None else found | {f"taken on {loaded.device}": on_device}

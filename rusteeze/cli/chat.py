@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 
 import click
 
-from rusteeze.cli.artifacts import artifact_for
 from rusteeze.cli.command import Command, wants_json
 from rusteeze.cli.conversation import (
     Conversation,
@@ -17,9 +17,9 @@ from rusteeze.cli.conversation import (
     speed_line,
     summary,
 )
+from rusteeze.cli.devices import artifact_on, device_option
 from rusteeze.cli.output import write_text
 from rusteeze.cli.sampling_options import Sampling, sampling_options
-from rusteeze.config import CompileOptions
 
 HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer"
 
@@ -28,10 +28,21 @@ HELP = "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer"
 @click.argument("model")
 @click.option("--system", metavar="TEXT", help="System message.")
 @sampling_options
+@device_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
-def command(model: str, system: str | None, sampling: Sampling, threads: int | None) -> None:
+def command(
+    model: str, system: str | None, sampling: Sampling, device: str, threads: int | None
+) -> None:
     """Talk with MODEL. Each line of input is a turn; /reset starts anew, /exit leaves."""
-    conversation = open_conversation(artifact_for(model, CompileOptions()), threads, sampling)
+    conversation = open_conversation(
+        artifact_on(model, device), threads, sampling, device
+    )
+    with closing(conversation):
+        _talk(conversation, system)
+
+
+def _talk(conversation: Conversation, system: str | None) -> None:
+    """Turns until there are no more lines, or /exit."""
     _reset(conversation, system)
     for line in _lines():
         if line == "/exit":

@@ -14,7 +14,7 @@ Function = Callable[..., Any]
 
 _OPTIONS = (
     click.option(
-        "--target", default="cpu", show_default=True, help=f"One of {', '.join(TARGETS)}."
+        "--target", default="cpu", show_default=True, help=f"{TARGETS}."
     ),
     click.option(
         "--dtype", default="auto", show_default=True, help=f"Arithmetic: {', '.join(DTYPES)}."

@@ -38,6 +38,10 @@ class Conversation:
     defaults: Mapping[str, Any]
     messages: list[Message] = field(default_factory=list)
 
+    def close(self) -> None:
+        """Give back the model's threads and memory."""
+        self.model.close()
+
     def prompt_ids(self, text: str) -> list[int]:
         """Tokens of a plain prompt, after whatever the model expects at the start of a text."""
         prefix = self.defaults.get("prompt_prefix_ids") or []
@@ -62,9 +66,11 @@ class Conversation:
                     interrupt.wanted = False
 
 
-def open_conversation(artifact: Path, threads: int | None, sampling: Sampling) -> Conversation:
+def open_conversation(
+    artifact: Path, threads: int | None, sampling: Sampling, device: str = "cpu"
+) -> Conversation:
     """Load the artifact. ArtifactError when it must not be trusted."""
-    model = llm.load(artifact, threads or env.THREADS.get())
+    model = llm.load(artifact, threads or env.THREADS.get(), device=device)
     path = artifact / GENERATION
     defaults = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return Conversation(model, sampling, defaults)

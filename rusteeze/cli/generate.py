@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 
 import click
 
-from rusteeze.cli.artifacts import artifact_for
 from rusteeze.cli.command import INTERRUPTED, Command, wants_json
 from rusteeze.cli.conversation import (
     Conversation,
@@ -15,9 +15,9 @@ from rusteeze.cli.conversation import (
     speed_line,
     summary,
 )
+from rusteeze.cli.devices import artifact_on, device_option
 from rusteeze.cli.output import print_json, write_text
 from rusteeze.cli.sampling_options import Sampling, sampling_options
-from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
 from rusteeze.runtime.interface import Completion, FinishReason
 
@@ -29,6 +29,7 @@ from rusteeze.runtime.interface import Completion, FinishReason
 @click.option("--system", metavar="TEXT", help="System message, with --chat.")
 @sampling_options
 @click.option("--stream/--no-stream", default=True, help="Print the answer as it comes.")
+@device_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 def command(
     model: str,
@@ -37,15 +38,19 @@ def command(
     system: str | None,
     sampling: Sampling,
     stream: bool,
+    device: str,
     threads: int | None,
 ) -> None:
     """Answer one prompt with MODEL: an artifact, or a model that is compiled when it has to be."""
     if system is not None and not chat:
         raise UserError("--system needs --chat")
     text = sys.stdin.read() if prompt == "-" else prompt
-    conversation = open_conversation(artifact_for(model, CompileOptions()), threads, sampling)
-    ids = _chat_ids(conversation, system, text) if chat else conversation.prompt_ids(text)
-    completion = _answer(conversation, ids, stream and not wants_json())
+    conversation = open_conversation(
+        artifact_on(model, device), threads, sampling, device
+    )
+    with closing(conversation):
+        ids = _chat_ids(conversation, system, text) if chat else conversation.prompt_ids(text)
+        completion = _answer(conversation, ids, stream and not wants_json())
     if wants_json():
         print_json(summary(completion))
     else:

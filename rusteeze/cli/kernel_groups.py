@@ -60,7 +60,8 @@ def _group(kernel: str, calls: list[CallProfile], whole: float, ceilings: Ceilin
     flops, moved = sum(c.flops for c in calls), sum(c.bytes for c in calls)
     arithmetic = calls[0].arithmetic  # part of a kernel's name
     by_reading = moved / ceilings.read * 1e9
-    by_computing = flops / ceilings.arithmetic[arithmetic] * 1e9
+    peak = ceilings.arithmetic.get(arithmetic)  # none measured: memory is the only limit known
+    by_computing = flops / peak * 1e9 if peak else 0.0
     return Group(
         kernel, len(calls), ns, ns / whole if whole else 0.0,
         sum(c.wait_ns for c in calls) / ns if ns else 0.0, flops, moved, arithmetic,

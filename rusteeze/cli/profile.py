@@ -9,18 +9,17 @@ from typing import Any
 import click
 
 from rusteeze import env
-from rusteeze.cli.artifacts import artifact_for
 from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.devices import artifact_on, device_option
 from rusteeze.cli.kernel_groups import Group, grouped
 from rusteeze.cli.machine_load import MachineLoad, warning
 from rusteeze.cli.output import print_json, print_table
 from rusteeze.cli.trace_file import trace_events
-from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
 from rusteeze.runtime import llm
+from rusteeze.runtime.backend import DeviceExecutor
 from rusteeze.runtime.batch import Batch
-from rusteeze.runtime.ceilings import Ceilings, measure_ceilings
-from rusteeze.runtime.executor import CpuExecutor
+from rusteeze.runtime.ceilings import Ceilings
 from rusteeze.runtime.profile import Profile, decode_batches, fits, prefill_batches, take_profile
 
 DEFAULT_CONTEXT = 128
@@ -45,16 +44,17 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--seconds", type=click.FloatRange(min=0), default=2.0, help="How long to measure.")
 @click.option("--trace", type=FILE, metavar="FILE.json", help="Write a trace that Perfetto opens.")
 @click.option("--roofline", type=FILE, metavar="FILE.png", help="Write a picture (matplotlib).")
+@device_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 def command(
     model: str, batch: int, context: int, prefill: int | None, seconds: float, trace: Path | None,
-    roofline: Path | None, threads: int | None,
+    roofline: Path | None, device: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Time every kernel call of a step of MODEL: an artifact, or a model that is compiled when it has to be."""
-    artifact = artifact_for(model, CompileOptions())
+    artifact = artifact_on(model, device)
     # a missing package is told before any measuring
     draw = _roofline_drawer() if roofline else None
-    loaded = llm.load(artifact, threads or env.THREADS.get())
+    loaded = llm.load(artifact, threads or env.THREADS.get(), device=device)
     executor = loaded.executor
     try:
         _check_room(executor, batch, prefill or context)
@@ -62,7 +62,7 @@ def command(
         load = MachineLoad()
         profile = take_profile(executor, batches, seconds)
         foreign = load.foreign()
-        ceilings = measure_ceilings(executor, profile.threads)
+        ceilings = executor.ceilings()
     finally:
         loaded.close()
     groups = grouped(profile, ceilings)
@@ -79,14 +79,14 @@ def command(
 
 
 def _batches(
-    executor: CpuExecutor, batch: int, context: int, prefill: int | None
+    executor: DeviceExecutor, batch: int, context: int, prefill: int | None
 ) -> list[Batch]:  # fmt: skip
     if prefill:
         return prefill_batches(executor, prefill)
     return decode_batches(executor, batch, context)
 
 
-def _check_room(executor: CpuExecutor, sequences: int, length: int) -> None:
+def _check_room(executor: DeviceExecutor, sequences: int, length: int) -> None:
     if length > executor.max_model_len:
         raise UserError(f"{length} tokens are more than the model's {executor.max_model_len}")
     if sequences > min(executor.max_sequences, executor.max_batched_tokens):
@@ -115,13 +115,16 @@ def _print(profile: Profile, ceilings: Ceilings, groups: list[Group]) -> None:
     ]  # fmt: skip
     print_table(_title(profile), COLUMNS, rows, WIDTH)
     peaks = ", ".join(f"{kind} {peak / 1e9:.0f}" for kind, peak in ceilings.arithmetic.items())
-    click.echo(f"\nlimits measured just now: reading {ceilings.read / 1e9:.1f} GB/s; GFLOP/s: {peaks}")
+    arithmetic = f"GFLOP/s: {peaks}" if peaks else "no arithmetic, so a limit here is memory's"
+    click.echo(
+        f"\nlimits measured just now: {ceilings.moving} {ceilings.read / 1e9:.1f} GB/s; {arithmetic}"
+    )
 
 
 def _title(profile: Profile) -> str:
     tokens = "1 token" if profile.tokens == 1 else f"{profile.tokens} tokens"
     return (
-        f"{tokens}, {profile.threads} threads: {profile.timed_ns / 1e3:.0f} µs with time stamps,"
+        f"{tokens}, {profile.where}: {profile.timed_ns / 1e3:.0f} µs with time stamps,"
         f" {profile.ordinary_ns / 1e3:.0f} µs without"
     )
 
@@ -130,9 +133,11 @@ def _facts(profile: Profile, ceilings: Ceilings, groups: list[Group]) -> dict[st
     return {
         "tokens": profile.tokens,
         "threads": profile.threads,
+        "where": profile.where,
         "timed_us": profile.timed_ns / 1e3,
         "ordinary_us": profile.ordinary_ns / 1e3,
         "read_gb_per_s": ceilings.read / 1e9,
+        "moving": ceilings.moving,
         "gflop_per_s": {kind: peak / 1e9 for kind, peak in ceilings.arithmetic.items()},
         "kernels": [g.facts() for g in groups],
         "calls": [

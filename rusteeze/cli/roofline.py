@@ -24,6 +24,8 @@ def draw(path: Path, groups: list[Group], ceilings: Ceilings) -> None:
     for kind, peak in ceilings.arithmetic.items():
         label = f"{kind} {peak / 1e9:.0f} GFLOP/s, {ceilings.read / 1e9:.0f} GB/s"
         axes.plot(x, np.minimum(x * ceilings.read, peak) / 1e9, label=label)
+    if not ceilings.arithmetic:
+        axes.plot(x, x * ceilings.read / 1e9, label=f"{ceilings.read / 1e9:.0f} GB/s")
     for g in shown:
         at = (g.flops / g.bytes, g.flops_per_s / 1e9)
         axes.scatter(*at, s=SMALLEST_DOT + DOT_PER_SHARE * g.share, alpha=0.7)

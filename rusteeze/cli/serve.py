@@ -12,8 +12,8 @@ import click
 import rusteeze.source
 from rusteeze.cli.artifacts import artifact_for, cached
 from rusteeze.cli.command import Command, wants_json
+from rusteeze.cli.devices import options_for
 from rusteeze.cli.output import bytes_text, print_json
-from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
 from rusteeze.runtime.memory_plan import MemoryPlan
 from rusteeze.server import config as settings
@@ -32,6 +32,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "api_key": ("server.api_key", {"help": "Key that clients must send; better in RUSTEEZE_API_KEY."}),
     "served_model_name": ("model.name", {"help": "What clients call the model."}),
     "dtype": ("model.dtype", {"help": "Arithmetic, should the model be compiled."}),
+    "device": ("model.device", {"help": "cpu, cuda, cuda:N or auto.  [default: cpu]"}),
     "max_num_seqs": ("engine.max_num_seqs", {"type": int, "help": "Sequences that run at once.  [default: 256]"}),
     "max_num_batched_tokens": (
         "engine.max_num_batched_tokens", {"type": int, "help": "Tokens computed in one step.  [default: 512]"}
@@ -98,9 +99,9 @@ def _serve(config: ServeConfig, path: str, start: float) -> None:
     listener = bind(config.server.host, config.server.port)
     finished("settings")
     source = rusteeze.source.resolve(path)
-    options = CompileOptions(dtype=config.model.dtype)
     artifact, found = source.path, "given"
     if source.kind != "artifact":
+        options = options_for(config.model.device, config.model.dtype)
         hit = cached(source, options)
         artifact, found = hit or artifact_for(path, options), "hit" if hit else "miss"
     finished("artifact")

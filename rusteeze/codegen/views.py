@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rusteeze.codegen.cpu.access import Access
+from rusteeze.codegen.access import Access
 from rusteeze.ir import Dim, TensorType
 
 Space = Literal["T", "R", ""]
@@ -34,7 +34,7 @@ class View:
 
     @property
     def element_bytes(self) -> int:
-        return 2 if self.access.dtype == "f16" else 4
+        return 2 if self.access.dtype in ("f16", "bf16") else 4
 
     def moved(self, access: Access, offset: int = 0) -> View:
         return View(self.storage, access, self.offset + offset)

@@ -50,10 +50,13 @@ def lowering() -> list[Pass]:
     return [CacheLatents(), SinkGatherRows(), FuseLinears(), Canonicalize()]
 
 
-def rounding(activations: str) -> list[Pass]:
+def rounding(activations: str, codes: str = "int8") -> list[Pass]:
     """The passes that change results on purpose. ``activations``: "f32" rounds nothing, "bf16" only in
-    front of bf16 weights, "int8" also in front of integer weights."""
-    return [] if activations == "f32" else [QuantizeActivations(int8=activations == "int8")]
+    front of bf16 weights, "int8" also in front of integer weights. ``codes``: "bf16" rounds to that in
+    front of all quantised weights (GPUs)."""
+    if activations == "f32":
+        return []
+    return [QuantizeActivations(int8=activations == "int8", codes=codes)]
 
 
 def fusing() -> list[Pass]:

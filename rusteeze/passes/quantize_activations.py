@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from rusteeze.ir.graph import Graph, Node, Value, make_node
 from rusteeze.ir.rewrite import Firing, Refusal
-from rusteeze.ir.storage import rounding_for, stored_format
+from rusteeze.ir.storage import is_quantized, rounding_for, stored_format
 from rusteeze.passes.pass_base import Pass, PassResult
 
 EQUATION = "linear(x, w) => linear(quantize(x), w)"
@@ -21,11 +21,12 @@ class QuantizeActivations(Pass):
     the kernels do.
 
     ``group``: elements that share a scale; inputs that it does not divide stay as they are. ``int8``,
-    ``bf16``: which roundings to use."""
+    ``bf16``: which roundings to use. ``codes``: "bf16" where codes are multiplied by bf16 activations."""
 
     group: int = 32
     int8: bool = True
     bf16: bool = True
+    codes: str = "int8"
     name: ClassVar[str] = "quantize-activations"
 
     def run(self, graph: Graph) -> PassResult:
@@ -53,7 +54,8 @@ class QuantizeActivations(Pass):
     def _rounding(self, node: Node) -> str | None:
         if node.op.name not in WEIGHT_OPERAND:
             return None
-        return rounding_for(stored_format(_weight(node)))
+        stored = stored_format(_weight(node))
+        return "bf16" if self.codes == "bf16" and is_quantized(stored) else rounding_for(stored)
 
     def _reason_against(self, node: Node, kind: str | None) -> str | None:
         """Why not; "" for nodes that are no candidates; None if all is well."""

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rusteeze.artifact.contract import BLOCK_SIZE, STEP_INPUTS, TILE_FIELDS, Arg, Call, Plan
+from rusteeze.artifact.contract import BLOCK_SIZE, STEP_INPUTS, TILE_FIELDS, Arg, Call, Cost, Plan
 from rusteeze.artifact.plan_text import call_lines
 from rusteeze.observe import LAUNCHES, Observer
 from rusteeze.runtime.batch import Batch
+from rusteeze.runtime.ceilings import Ceilings, measure_ceilings
 from rusteeze.runtime.launch import (
     BARRIER_FLAG,
     REPEAT_FLAG,
@@ -104,6 +105,23 @@ class CpuExecutor:
     def execute_timed(self, batch: Batch) -> np.ndarray:
         """As ``execute``, for the times: see ThreadPool.run_timed. Calls are in the plan's order."""
         return self._pool.run_timed(self._prepare(batch)[0], self._step)
+
+    @property
+    def where(self) -> str:
+        """What runs the model, for people."""
+        return f"{self._pool.num_threads} threads"
+
+    @property
+    def device_bytes(self) -> None:
+        """Not known: the operating system backs what is touched."""
+
+    def calls(self, batch: Batch) -> list[tuple[str, str, Cost]]:
+        """Kernel, origin and cost of each call, which are the same in every step."""
+        return [(call.kernel, call.origin, call.cost) for call in self.plan.calls]
+
+    def ceilings(self) -> Ceilings:
+        """What the threads can do at most, measured now. LaunchError when the library cannot."""
+        return measure_ceilings(self.run_alone, aligned_bytes, self._pool.num_threads)
 
     def run_alone(self, kernel: str, args: Sequence[int], number: int) -> None:
         """Run one kernel of the library that no plan calls, with step[0] = ``number``."""

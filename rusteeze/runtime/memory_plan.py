@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rusteeze.artifact.contract import BLOCK_SIZE, Plan
+from rusteeze.artifact.cuda_contract import CudaPlan
 from rusteeze.errors import UserError
 
 PROCESS_BYTES = 128 * 2**20
@@ -40,6 +41,7 @@ class MemoryPlan:
     asked_model_len: int
     capped: bool = False
     """The cache could be larger, had a budget been named."""
+    process_bytes: int = PROCESS_BYTES
 
     @property
     def cache_bytes(self) -> int:
@@ -47,14 +49,15 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        return self.weight_bytes + self.scratch_bytes + PROCESS_BYTES + self.cache_bytes
+        return self.weight_bytes + self.scratch_bytes + self.process_bytes + self.cache_bytes
 
     def rows(self) -> Iterator[tuple[str, int, str]]:
         """Purpose, bytes and what changes them, for people."""
         tokens = self.num_blocks * BLOCK_SIZE
         yield "weights", self.weight_bytes, "the model and its quantisation"
         yield "scratch", self.scratch_bytes, "--max-num-batched-tokens"
-        yield "process", PROCESS_BYTES, "an allowance"
+        if self.process_bytes:
+            yield "process", self.process_bytes, "an allowance"
         most = f"{DEFAULT_CACHE_BYTES >> 30} GiB, or one longest sequence, is the most unasked"
         cap = f"{most}; --memory takes more"
         cache = cap if self.capped else "--memory, --gpu-memory-utilization"
@@ -63,10 +66,14 @@ class MemoryPlan:
 
 
 def plan_memory(
-    plan: Plan, weight_bytes: int, *, max_batched_tokens: int, available_bytes: int,
-    utilization: float, memory_bytes: int | None,
+    plan: Plan | CudaPlan, weight_bytes: int, *, max_batched_tokens: int, available_bytes: int,
+    utilization: float, memory_bytes: int | None, fixed_bytes: int = 0,
+    process_bytes: int = PROCESS_BYTES, most_unasked_bytes: int | None = DEFAULT_CACHE_BYTES,
 ) -> MemoryPlan:  # fmt: skip
     """``memory_bytes`` is the budget if given, else ``utilization`` of what is available.
+
+    ``fixed_bytes`` is scratch that does not grow with tokens; ``most_unasked_bytes`` bounds the cache
+    where no budget is given (None: no bound), though one longest sequence is always allowed.
 
     When nothing was asked for, the longest length shrinks to what the cache can hold. DoesNotFit when the
     budget is more than there is, or what was asked for cannot hold one sequence of the longest length."""
@@ -76,16 +83,17 @@ def plan_memory(
         )
     asked = memory_bytes is not None
     budget = int(available_bytes * utilization) if memory_bytes is None else memory_bytes
-    scratch = sum(plan.arena_row_bytes.values()) * max_batched_tokens
-    fixed = weight_bytes + scratch + PROCESS_BYTES
+    scratch = sum(plan.arena_row_bytes.values()) * max_batched_tokens + fixed_bytes
+    fixed = weight_bytes + scratch + process_bytes
     block = max(1, plan.kv_bytes_per_block())
     longest = -(-plan.max_model_len // BLOCK_SIZE)
-    most = budget - fixed if asked else max(DEFAULT_CACHE_BYTES, longest * block)
+    unbounded = asked or most_unasked_bytes is None
+    most = budget - fixed if unbounded else max(most_unasked_bytes or 0, longest * block)
     num_blocks = max(0, min(budget - fixed, most)) // block
     least = longest if asked else min(longest, LEAST_BLOCKS)
     if num_blocks < least:
         raise DoesNotFit(
-            f"weights {_mib(weight_bytes)} + scratch {_mib(scratch)} + process {_mib(PROCESS_BYTES)} + "
+            f"weights {_mib(weight_bytes)} + scratch {_mib(scratch)} + process {_mib(process_bytes)} + "
             f"cache of one sequence of {least * BLOCK_SIZE} tokens {_mib(least * block)} = "
             f"{_mib(fixed + least * block)}, more than the budget of {_mib(budget)} "
             "(raise --memory, or compile with a smaller --max-model-len)"
@@ -93,7 +101,7 @@ def plan_memory(
     length = min(plan.max_model_len, num_blocks * BLOCK_SIZE)
     return MemoryPlan(
         budget, weight_bytes, scratch, block, num_blocks, length, plan.max_model_len,
-        capped=most < budget - fixed,
+        capped=most < budget - fixed, process_bytes=process_bytes,
     )  # fmt: skip
 
 

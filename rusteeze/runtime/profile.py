@@ -1,4 +1,4 @@
-"""Where the time of a step goes: every kernel call with its work, beside what the processor can do.
+"""Where the time of a step goes: every kernel call with its work, beside what the processor or GPU can do.
 
     profile = take_profile(executor, decode_batches(executor, 1, 128), seconds=2)
 
@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rusteeze.artifact.contract import Cost
+from rusteeze.runtime.backend import DeviceExecutor
 from rusteeze.runtime.batch import Batch, build_batch
 from rusteeze.runtime.blocks import blocks_for
-from rusteeze.runtime.executor import CpuExecutor
 from rusteeze.runtime.scheduler import Chunk, Step
 
 FEWEST_RUNS, MOST_RUNS = 3, 1000
@@ -29,7 +29,9 @@ ANY_TOKEN = 1
 
 @dataclass(frozen=True)
 class CallProfile:
-    """One call of the plan, all batches together. Times are means over the threads, in ns."""
+    """One call of the plan, all batches together. Times are means over the threads, in ns; a GPU has one.
+
+    ``kernel``: of the last batch, where a call's kernels depend on the size of a step."""
 
     kernel: str
     origin: str
@@ -55,14 +57,16 @@ class Profile:
     ordinary_ns: float
     tokens: int
     threads: int
+    where: str = ""
+    """What ran it, for people."""
 
 
-def fits(executor: CpuExecutor, sequences: int, length: int) -> bool:
+def fits(executor: DeviceExecutor, sequences: int, length: int) -> bool:
     """Whether the cache holds so many sequences, each of which takes whole blocks."""
     return sequences * blocks_for(length, executor.block_size) <= executor.num_blocks
 
 
-def decode_batches(executor: CpuExecutor, sequences: int, context: int) -> list[Batch]:
+def decode_batches(executor: DeviceExecutor, sequences: int, context: int) -> list[Batch]:
     """One step: a token for each sequence, ``context`` tokens of each in the cache when it is done.
 
     ValueError when they do not fit into the cache."""
@@ -79,7 +83,7 @@ def decode_batches(executor: CpuExecutor, sequences: int, context: int) -> list[
     return [build_batch(Step(tuple(chunks)), executor.block_size)]
 
 
-def prefill_batches(executor: CpuExecutor, length: int) -> list[Batch]:
+def prefill_batches(executor: DeviceExecutor, length: int) -> list[Batch]:
     """A prompt in chunks; only the last one wants logits. ValueError when the cache cannot hold it."""
     if not fits(executor, 1, length):
         raise ValueError(f"{length} tokens do not fit into the cache")
@@ -93,10 +97,10 @@ def prefill_batches(executor: CpuExecutor, length: int) -> list[Batch]:
     return [build_batch(step, executor.block_size) for step in steps]
 
 
-def take_profile(executor: CpuExecutor, batches: Sequence[Batch], seconds: float) -> Profile:
+def take_profile(executor: DeviceExecutor, batches: Sequence[Batch], seconds: float) -> Profile:
     """Measure for about ``seconds``. The executor must be idle; its cache is overwritten."""
     executor.fill_cache(CACHE_BYTE)
-    plan, totals, stamps, ordinary, timed = executor.plan, [], [], 0.0, 0.0
+    totals, stamps, ordinary, timed = [], [], 0.0, 0.0
     for batch in batches:
         plain_ns, runs = _run(executor, batch, seconds / len(batches))
         busy = np.median([(r[:, :, 1] - r[:, :, 0]).mean(0) for r in runs], axis=0)
@@ -106,17 +110,19 @@ def take_profile(executor: CpuExecutor, batches: Sequence[Batch], seconds: float
         stamps.append(runs[-1])
         totals.append(
             [
-                CallProfile(c.kernel, c.origin, b, w, *work(c.cost, batch), c.cost.arithmetic)
-                for c, b, w in zip(plan.calls, busy.tolist(), wait.tolist(), strict=True)
+                CallProfile(kernel, origin, b, w, *work(cost, batch), cost.arithmetic)
+                for (kernel, origin, cost), b, w in zip(
+                    executor.calls(batch), busy.tolist(), wait.tolist(), strict=True
+                )
             ]
         )
     calls = [_sum(same) for same in zip(*totals, strict=True)]
     tokens = sum(batch.num_tokens for batch in batches)
-    return Profile(calls, stamps, timed, ordinary, tokens, len(stamps[0]))
+    return Profile(calls, stamps, timed, ordinary, tokens, len(stamps[0]), executor.where)
 
 
 def _run(
-    executor: CpuExecutor, batch: Batch, seconds: float
+    executor: DeviceExecutor, batch: Batch, seconds: float
 ) -> tuple[float, list[np.ndarray]]:  # fmt: skip
     """Median nanoseconds in the ordinary loop, and the stamps of each run in the other, in turns."""
     executor.execute(batch)
@@ -147,7 +153,7 @@ def work(cost: Cost, batch: Batch) -> tuple[int, int]:
 
 def _sum(calls: Sequence[CallProfile]) -> CallProfile:
     return replace(
-        calls[0],
+        calls[-1],
         busy_ns=sum(c.busy_ns for c in calls), wait_ns=sum(c.wait_ns for c in calls),
         flops=sum(c.flops for c in calls), bytes=sum(c.bytes for c in calls),
     )  # fmt: skip

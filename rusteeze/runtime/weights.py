@@ -37,6 +37,14 @@ class WeightFile:
     def address(self, name: str) -> int:
         return self._bytes.ctypes.data + self._offsets[name][0]
 
+    def offset(self, name: str) -> int:
+        """Bytes from the start of the file."""
+        return self._offsets[name][0]
+
+    def bytes_from(self, start: int) -> np.ndarray:
+        """The file from byte ``start`` on, read-only uint8."""
+        return self._bytes[start:]
+
     def nbytes(self, name: str) -> int:
         return self._offsets[name][1]
 

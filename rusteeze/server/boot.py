@@ -6,11 +6,11 @@ import json
 import time
 from pathlib import Path
 
-from rusteeze.artifact.contract import Plan
+from rusteeze.runtime.backend import Backend
 from rusteeze.runtime.config import EngineConfig
 from rusteeze.runtime.interface import SamplingParams
-from rusteeze.runtime.llm import LLM, load
-from rusteeze.runtime.memory_plan import MemoryPlan, available_memory, plan_memory
+from rusteeze.runtime.llm import LLM, fit_memory, load
+from rusteeze.runtime.memory_plan import MemoryPlan
 from rusteeze.server.config import ServeConfig
 from rusteeze.server.limits import Limits
 from rusteeze.server.metrics import Memory, Metrics
@@ -25,20 +25,14 @@ def load_model(artifact: Path, config: ServeConfig) -> tuple[LLM, MemoryPlan]:
     engine = config.engine
     made: list[MemoryPlan] = []
 
-    def num_blocks(plan: Plan, weight_bytes: int) -> int:
-        made.append(
-            plan_memory(
-                plan, weight_bytes, max_batched_tokens=engine.max_num_batched_tokens,
-                available_bytes=available_memory(), utilization=engine.gpu_memory_utilization,
-                memory_bytes=config.memory_bytes,
-            )
-        )  # fmt: skip
+    def num_blocks(backend: Backend) -> int:
+        made.append(fit_memory(backend, limits, engine.gpu_memory_utilization, config.memory_bytes))
         return made[0].num_blocks
 
     limits = EngineConfig(
         engine.max_num_seqs, engine.max_num_batched_tokens, max_queue=config.server.max_queue
     )
-    model = load(artifact, engine.threads, config=limits, num_blocks=num_blocks)
+    model = load(artifact, engine.threads, config=limits, num_blocks=num_blocks, device=config.model.device)
     model.engine.generate([[0]], SamplingParams(temperature=0, max_tokens=1))
     return model, made[0]
 
@@ -52,8 +46,7 @@ def service_of(model: LLM, name: str, artifact: Path, config: ServeConfig, memor
         name, int(time.time()), model.tokenizer, model.template, defaults, limits.max_sequence_len,
         model.executor.vocab_size,
     )  # fmt: skip
-    fixed = memory.weight_bytes + memory.scratch_bytes
-    metrics = Metrics(name, model.engine.stats, Memory(fixed, memory.block_bytes))
+    metrics = Metrics(name, model.engine.stats, _memory(model, memory), model.device)
     server = config.server
     engine = AsyncEngine(model.engine, metrics)
     return Service(
@@ -64,3 +57,12 @@ def service_of(model: LLM, name: str, artifact: Path, config: ServeConfig, memor
             drain_seconds=server.drain_seconds,
         ),
     )  # fmt: skip
+
+
+def _memory(model: LLM, memory: MemoryPlan) -> Memory:
+    """What the gauge counts: a GPU's memory is taken at the start, cache blocks and all; main memory is
+    backed as blocks are used."""
+    taken = model.executor.device_bytes
+    if taken is not None:
+        return Memory(taken, 0)
+    return Memory(memory.weight_bytes + memory.scratch_bytes, memory.block_bytes)

@@ -38,7 +38,7 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     path: str | None = None
     name: str | None = None
     dtype: str = "auto"
-    device: Annotated[str, Meta(pattern="^(auto|cpu)$")] = "cpu"
+    device: Annotated[str, Meta(pattern="^(auto|cpu|cuda(:auto|:[0-9]{1,4})?)$")] = "cpu"
 
 
 class CorsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

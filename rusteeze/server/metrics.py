@@ -31,7 +31,7 @@ _STATUS = {FinishReason.ABORT: "aborted", FinishReason.ERROR: "error"}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of weights and scratch, which stay, and of one cache block."""
+    """Bytes that stay (weights and scratch; on a GPU the cache too), and that a cache block in use adds."""
 
     fixed_bytes: int
     block_bytes: int
@@ -168,7 +168,7 @@ class EngineValues(Collector):
         yield _gauge("tokens_per_second", f"Output tokens, last {RATE_SECONDS:g} s", self._rate())
         memory = GaugeMetricFamily(
             f"{PREFIX}gpu_memory_used_bytes",
-            "Weights, scratch and cache blocks in use; on device cpu this is main memory",
+            "Weights, scratch and cache blocks: those in use in main memory (device cpu), all of them on a GPU",
             labels=["device"],
         )
         memory.add_metric([self._device], self._memory.used_bytes(now))

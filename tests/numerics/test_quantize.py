@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from harness import (
     weights_of,
 )
 from made_models import later_text, model_of, numbers, quantized, save_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rusteeze.frontend.trace import trace
@@ -131,6 +133,13 @@ def test_transformers_reads_compressed_tensors(layout: str, tmp_path: Path) -> N
 
 def test_a_mixture_keeps_its_budget(tmp_path: Path) -> None:
     folder = quantized(save_model("llama3.1", tmp_path), "gptq", format="gptq", target_bits=3.0)
+    stored = load_file(folder / "model.safetensors")
+    codes = {name.removesuffix(".qweight"): t for name, t in stored.items() if name.endswith(".qweight")}
+    values = numbers(folder)
+    bits = {name: words.numel() * 32 / values[f"{name}.weight"].numel() for name, words in codes.items()}
+    total = sum(bits[name] * values[f"{name}.weight"].numel() for name in bits)
+    assert 2.7 < total / sum(values[f"{name}.weight"].numel() for name in bits) <= 3.0
     table = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert table["dynamic"]
-    assert all(torch.isfinite(w).all() for w in numbers(folder).values())
+    for name, width in bits.items():
+        others = [rule["bits"] for pattern, rule in table["dynamic"].items() if re.match(pattern[2:], name)]
+        assert (others or [table["bits"]]) == [width]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from rusteeze.codegen.cpu.access import Access
+from rusteeze.codegen.access import Access
 from rusteeze.codegen.cpu.attention_shape import PAGE, AttentionShape
 from rusteeze.codegen.cpu.emit import LANES, STEP_TOKENS, Buffer, Emitter, Expr, i32, minimum
 from rusteeze.codegen.cpu.rope import Heads, Rotation

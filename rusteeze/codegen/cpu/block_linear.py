@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from rusteeze.codegen.cpu.access import Access, Operand
+from rusteeze.codegen.access import Access
+from rusteeze.codegen.cpu.access import Operand
 from rusteeze.codegen.cpu.activations import GROUP, HEADER
 from rusteeze.codegen.cpu.emit import LANES, Emitter, Expr, i32, minimum
 from rusteeze.codegen.cpu.isa import Isa

@@ -7,49 +7,9 @@ from typing import Any
 
 from rusteeze.codegen.cpu.emit import Emitter, Expr, f32, i32, splat
 from rusteeze.codegen.cpu.vector_math import OPS
-from rusteeze.ir import Graph, Node, Value, make_node
+from rusteeze.ir import Node, Value
 
 Env = dict[Value, Any]
-
-
-def as_body(node: Node) -> Graph:
-    """A region of one node: its body, or a graph with just that node. Constants move inside."""
-    if node.body is not None:
-        return node.body
-    body = Graph(node.op.name)
-    operands: list[Value | None] = []
-    for i, v in enumerate(node.operands):
-        if v is None:
-            operands.append(None)
-        elif v.op == "const":
-            assert v.node is not None
-            operands.append(body.add("const", **v.node.attrs))
-        else:
-            operands.append(body.input(f"x{i}", v.type))
-    inner = make_node(node.op.name, operands, dict(node.attrs))
-    body.nodes.append(inner)
-    body.outputs = list(inner.results)
-    return body
-
-
-def outer_operands(node: Node) -> list[Value]:
-    """The operands that are bound to the inputs of ``as_body(node)``, in order."""
-    if node.body is not None:
-        return list(node.inputs())
-    return [v for v in node.operands if v is not None and v.op != "const"]
-
-
-def body_key(body: Graph) -> str:
-    """What two equal bodies have in common, wherever in the model they come from."""
-    number: dict[Value, int] = {v: i for i, v in enumerate(body.inputs)}
-    rows = []
-    for node in body.nodes:
-        operands = [None if v is None else number[v] for v in node.operands]
-        rows.append((node.op.name, operands, sorted(node.attrs.items()), [str(r.type) for r in node.results]))
-        for r in node.results:
-            number[r] = len(number)
-    types = [str(v.type) for v in body.inputs]
-    return f"{types}{rows}{[number[v] for v in body.outputs]}"
 
 
 def constant(node: Node, lanes: int) -> Expr:

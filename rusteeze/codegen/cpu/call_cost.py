@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from rusteeze.artifact.contract import BLOCK_SIZE, Cost
-from rusteeze.codegen.cpu.lower_attention import attention_of
-from rusteeze.codegen.cpu.lowering import Lowering, PageSet, PendingCall, matrix
+from rusteeze.codegen.bodies import attention_of, matrix
+from rusteeze.codegen.cpu.lowering import Lowering, PageSet, PendingCall
 from rusteeze.codegen.cpu.vector_math import OPS as ELEMENTWISE
 from rusteeze.codegen.views import RoundedView, Storage, inner_shape
 from rusteeze.ir import Node

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from rusteeze.codegen.cpu.access import Access, Operand
+from rusteeze.codegen.access import Access
+from rusteeze.codegen.cpu.access import Operand
 from rusteeze.codegen.cpu.code_planes import PIECE, VECTOR_BYTES, plane_bytes, planes_of
 from rusteeze.codegen.cpu.emit import Buffer, Emitter, Expr, bits_as, convert, f32, i32, select
 from rusteeze.codegen.cpu.tiles import TILE, TileLayout

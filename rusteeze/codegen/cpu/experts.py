@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from rusteeze.codegen.cpu.access import Access, Operand
+from rusteeze.codegen.access import Access
+from rusteeze.codegen.cpu.access import Operand
 from rusteeze.codegen.cpu.emit import Buffer, Emitter, Expr, i32, minimum
 from rusteeze.codegen.cpu.isa import Isa
 from rusteeze.codegen.cpu.matmul import rows_per_pass

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from rusteeze.artifact.contract import TILE_FIELDS
-from rusteeze.codegen.cpu.access import Access
+from rusteeze.codegen.access import Access
 from rusteeze.codegen.cpu.activations import GROUP, RoundedRows
 from rusteeze.codegen.cpu.attention import AttentionOutput
 from rusteeze.codegen.cpu.attention_round import FLOOR, NEVER, ROUND

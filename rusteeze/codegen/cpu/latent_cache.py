@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from rusteeze.codegen.cpu.access import Access
+from rusteeze.codegen.access import Access
 from rusteeze.codegen.cpu.emit import LANES, STEP_TOKENS, Emitter, Expr, convert, i32
 from rusteeze.codegen.cpu.latent_shape import PAGE, LatentShape
 from rusteeze.codegen.cpu.rope import Heads, Rotation

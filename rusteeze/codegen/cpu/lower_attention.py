@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rusteeze.artifact.contract import Pages
+from rusteeze.codegen.bodies import attention_of
 from rusteeze.codegen.cpu import rope
 from rusteeze.codegen.cpu.attention import AttentionOutput, attend
 from rusteeze.codegen.cpu.attention_cache import write_cache
@@ -47,12 +48,6 @@ def _latent_shape(node: Node, cache: str) -> LatentShape:
         value_width=int(node.attrs["value_width"]), scale=float(node.attrs["scale"]),  # type: ignore[arg-type, call-overload]
         cache=cache,
     )  # fmt: skip
-
-
-def attention_of(node: Node) -> Node | None:
-    """The attention that a node is, or that its region holds."""
-    nodes = [node] if node.body is None else node.body.nodes
-    return next((n for n in nodes if n.op.name == "attention"), None)
 
 
 def query_tokens(graph: Graph) -> int:

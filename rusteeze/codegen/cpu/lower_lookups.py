@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from rusteeze.codegen.bodies import matrix
 from rusteeze.codegen.cpu import embedding, experts
 from rusteeze.codegen.cpu.lower_attention import position_table
 from rusteeze.codegen.cpu.lower_regions import activation
-from rusteeze.codegen.cpu.lowering import Lowering, at, matrix
+from rusteeze.codegen.cpu.lowering import Lowering, at
 from rusteeze.codegen.cpu.tiles import TileLayout, tile_format
 from rusteeze.codegen.statics import format_of
 from rusteeze.ir import Node, make_node

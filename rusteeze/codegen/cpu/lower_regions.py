@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rusteeze.codegen.cpu.access import Access
-from rusteeze.codegen.cpu.bodies import as_body, body_key, outer_operands
+from rusteeze.codegen.access import Access
+from rusteeze.codegen.bodies import as_body, body_key, halves_of, matrix, outer_operands
 from rusteeze.codegen.cpu.emit import Emitter
 from rusteeze.codegen.cpu.linear_region import LinearAnchor, linear_region
 from rusteeze.codegen.cpu.lower_attention import lower_attention
@@ -16,7 +16,6 @@ from rusteeze.codegen.cpu.lowering import (
     Pointer,
     Tunable,
     at,
-    matrix,
     rounding_of,
     without_row_axis,
 )
@@ -119,15 +118,6 @@ def _results(ctx: Lowering, node: Node, body: Graph) -> tuple[tuple[Result, ...]
             results.append(Result(view.access))
             pointers.append(at(view))
     return tuple(results), pointers
-
-
-def halves_of(body: Graph, linear: Node) -> tuple[Node, Node] | None:
-    """The two slices of a gate-and-up matmul, if that is all that is read of it."""
-    users = [n for n in body.nodes if linear.result in n.inputs()]
-    if len(users) != 2 or any(n.op.name != "slice" for n in users):
-        return None
-    first, second = sorted(users, key=lambda n: int(n.attrs["start"]))  # type: ignore[call-overload]
-    return first, second
 
 
 def _label(body: Graph, skip: Node | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rusteeze.codegen.cpu.access import Access
+from rusteeze.codegen.access import Access
 from rusteeze.codegen.cpu.lower_rowwise import call_rowwise
 from rusteeze.codegen.cpu.lowering import Lowering, LoweringError
 from rusteeze.codegen.views import View, inner_shape, row_major

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rusteeze.artifact.contract import Pages
-from rusteeze.codegen.cpu.access import Access
+from rusteeze.codegen.access import Access
 from rusteeze.codegen.cpu.activations import row_bytes
 from rusteeze.codegen.cpu.emit import STEP_ROWS, STEP_TOKENS, Emitter
 from rusteeze.codegen.cpu.isa import Isa
@@ -232,12 +232,6 @@ def matmul_weights(graph: Graph) -> set[Value]:
                 bound[n.operands[1]] for n in node.body.nodes if n.op.name == "linear" and n.operands[1]
             )
     return found
-
-
-def matrix(w: Value) -> tuple[int, int]:
-    """(N, K) of a weight."""
-    n, k = (int(d) for d in w.type.shape)
-    return n, k
 
 
 def without_row_axis(view: View, result: Value) -> View:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rusteeze.codegen.cpu.access import Access, Operand
+from rusteeze.codegen.access import Access
+from rusteeze.codegen.cpu.access import Operand
 from rusteeze.codegen.cpu.activations import GROUP, RoundedRows
 from rusteeze.codegen.cpu.bodies import Env, evaluate
 from rusteeze.codegen.cpu.emit import LANES, Emitter, Expr, i32

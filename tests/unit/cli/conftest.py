@@ -106,6 +106,6 @@ def artifact(tmp_path: Path) -> Path:
 def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     """The engine that every artifact loads as."""
     scripted = ScriptedEngine()
-    model = SimpleNamespace(engine=scripted, tokenizer=LetterTokenizer(), template=BarTemplate())
-    monkeypatch.setattr(conversation.llm, "load", lambda artifact, threads: model)
+    model = SimpleNamespace(engine=scripted, tokenizer=LetterTokenizer(), template=BarTemplate(), close=lambda: None)
+    monkeypatch.setattr(conversation.llm, "load", lambda artifact, threads, device="cpu": model)
     return scripted

@@ -147,3 +147,27 @@ def test_the_compiler_version_follows_its_source(
     (tmp_path / "passes" / "a.py").write_text("x = 2")
     assert fingerprint() != first
     assert first.startswith(f"{rusteeze.__version__}+")
+
+
+@pytest.mark.parametrize(
+    ("target", "cpu", "architectures"),
+    [
+        ("cpu", True, ()), ("cuda:sm_90", False, ("sm_90",)),
+        ("cuda:sm_80,sm_89,sm_90", False, ("sm_80", "sm_89", "sm_90")),
+        ("cpu,cuda:sm_80,cuda:sm_90", True, ("sm_80", "sm_90")),
+    ],
+)  # fmt: skip
+def test_targets(target: str, cpu: bool, architectures: tuple[str, ...]) -> None:
+    options = CompileOptions(target)
+    assert (options.cpu, options.architectures) == (cpu, architectures)
+
+
+@pytest.mark.parametrize("target", ["", "sm_90", "cuda:sm_70", "cuda", "cpu,cpu", "cuda:sm_90,sm_90", "cuda:cpu"])
+def test_targets_that_do_not_exist(target: str) -> None:
+    with pytest.raises(UserError, match="target is"):
+        CompileOptions(target)
+
+
+def test_gpus_have_no_int8_activations() -> None:
+    with pytest.raises(UserError, match="int8"):
+        CompileOptions("cuda:sm_90", activations="int8")

@@ -1,0 +1,219 @@
+"""Single kernels against float64, over drawn shapes, formats, batches and page tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn_weights import draw_weight
+from gpu_step import GpuStep
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rusteeze.codegen.gpu import attention, lower_attention, lower_linear
+from rusteeze.codegen.gpu.schedule import Tile, splits
+from rusteeze.ir import Graph
+from rusteeze.ir.ops.elementwise import bf16_bits, bf16_values
+from rusteeze.ir.types import DType, TensorType
+from rusteeze.passes.pipeline import fusing, run_passes
+from rusteeze.weights import Dense, Weight
+
+Array = np.ndarray
+DRAWN = settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None,
+)  # fmt: skip
+FORMATS = ("f32", "bf16", "affine4g32m-f16", "affine4g64s-f16", "affine8g32s-f16", "affine8g64m-f32", "codebook4g32-f32")
+
+
+def new_graph() -> Graph:
+    graph = Graph()
+    graph.input("input_ids", TensorType(DType.i32, ("T",)))
+    graph.input("positions", TensorType(DType.i32, ("T",)))
+    graph.input("rows", TensorType(DType.i32, ("R",)))
+    return graph
+
+
+def weight(graph: Graph, name: str, w: Weight):  # type: ignore[no-untyped-def]
+    return graph.weight(name, TensorType(DType.f32, w.shape), w.format)
+
+
+def finished(graph: Graph, value) -> Graph:  # type: ignore[no-untyped-def]
+    """Every token's value is wanted, from a buffer of its own."""
+    graph.outputs = [graph.add("gather_rows", value, graph.inputs[2])]
+    run_passes(graph, fusing())
+    return graph
+
+
+def one_step(graph: Graph, weights: dict[str, Weight], n: int, folder: Path) -> Array:
+    step = GpuStep(graph, weights, folder, "f32", 64)
+    numbers = np.arange(n, dtype=np.int32)
+    return step.run([(0, n)], numbers, numbers, numbers)
+
+
+@DRAWN
+@given(
+    format=st.sampled_from(FORMATS), n=st.sampled_from([1, 40, 64, 130]), k=st.sampled_from([64, 192, 320]),
+    rows=st.sampled_from([1, 3, 16, 17, 40]), epilogue=st.sampled_from(["", "bias", "residual", "glu"]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_products(format: str, n: int, k: int, rows: int, epilogue: str, seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    halves = 2 if epilogue == "glu" else 1
+    w = draw_weight(format, (n * halves, k), rng)
+    x = rng.standard_normal((rows, k)).astype(np.float32)
+    residual = rng.standard_normal((rows, n)).astype(np.float32)
+    bias = rng.standard_normal(n).astype(np.float32)
+    weights: dict[str, Weight] = {
+        "x": Dense(x, "f32"), "w": w, "r": Dense(residual, "f32"), "b": Dense(bias, "f32"),
+    }  # fmt: skip
+    graph = new_graph()
+    source = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
+    exact = format == "f32"
+    if not exact:
+        source = graph.add("quantize", source, to="bf16")
+        x = bf16_values(bf16_bits(x))
+    given_bias = weight(graph, "b", weights["b"]) if epilogue == "bias" else None
+    value = graph.add("linear", source, weight(graph, "w", w), given_bias)
+    wanted = x.astype(np.float64) @ as_products_see(w, exact).T
+    if epilogue == "bias":
+        wanted += bias
+    if epilogue == "residual":
+        value = graph.add("add", graph.add("embedding", graph.inputs[0], weight(graph, "r", weights["r"])), value)
+        wanted += residual
+    if epilogue == "glu":
+        parts = [graph.add("slice", value, axis=-1, start=s, stop=s + n) for s in (0, n)]
+        value = graph.add("glu", *parts, act="silu")
+        gate, up = wanted[:, :n], wanted[:, n:]
+        wanted = gate / (1 + np.exp(-gate)) * up
+    found = one_step(finished(graph, value), weights, rows, tmp_path)
+    np.testing.assert_allclose(found, wanted, atol=2e-5 * max(1.0, float(np.abs(wanted).max())))
+
+
+def as_products_see(w: Weight, exact: bool) -> Array:
+    """The weight in float64; the values of a codebook are rounded to bf16 for bf16 products."""
+    if exact or not hasattr(w, "table"):
+        return w.to_f32().astype(np.float64)
+    table = bf16_values(bf16_bits(w.table))
+    scale = np.repeat(w.scale.astype(np.float64), w.group, -1)
+    return table[w.codes] * scale
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_split_sums_are_those_of_one_program(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile whose runs over K are programs of their own, one whose program makes all runs: equal bits."""
+    k, n = 2048, 64
+    assert splits(n, k, 128) == 4
+    found = []
+    rng = np.random.default_rng(1)
+    w, x = draw_weight("bf16", (n, k), rng), rng.standard_normal((rows, k)).astype(np.float32)
+    for up_to in (64, 0):
+        monkeypatch.setattr(lower_linear, "tiles", lambda *_, up_to=up_to: (Tile(64, 64, 128, 4, 2, up_to),))
+        graph = new_graph()
+        weights: dict[str, Weight] = {"x": Dense(x, "f32"), "w": w}
+        source = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
+        value = graph.add("linear", graph.add("quantize", source, to="bf16"), weight(graph, "w", w), None)
+        folder = tmp_path / str(up_to)
+        folder.mkdir()
+        found.append(one_step(finished(graph, value), weights, rows, folder))
+    np.testing.assert_array_equal(found[0], found[1])
+    wanted = bf16_values(bf16_bits(x)).astype(np.float64) @ w.to_f32().astype(np.float64).T
+    np.testing.assert_allclose(found[0], wanted, atol=1e-4)
+
+
+def attended(q: Array, k: Array, v: Array, window: int, softcap: float, sinks: Array | None) -> Array:
+    """Causal attention of one sequence in float64: [T, H, DV]."""
+    group, n = q.shape[1] // k.shape[1], len(q)
+    logits = np.einsum("qhd,khd->hqk", q, np.repeat(k, group, 1)) / np.sqrt(q.shape[2])
+    logits = np.tanh(logits / softcap) * softcap if softcap else logits
+    position, key = np.arange(n)[:, None], np.arange(n)[None]
+    hidden = (key > position) | ((key <= position - window) if window else False)
+    p = np.exp(np.where(hidden, -np.inf, logits))
+    total = p.sum(-1, keepdims=True) + (np.exp(sinks)[:, None, None] if sinks is not None else 0)
+    return np.einsum("hqk,khd->qhd", p / total, np.repeat(v, group, 1))
+
+
+@DRAWN
+@given(
+    heads=st.sampled_from([(1, 1), (4, 2), (6, 2)]), widths=st.sampled_from([(16, 16), (32, 24), (24, 16)]),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=2), window=st.sampled_from([0, 1, 20]),
+    softcap=st.sampled_from([0.0, 3.0]), with_sinks=st.booleans(), cache=st.sampled_from(["f32", "bf16"]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_attention(
+    heads: tuple[int, int], widths: tuple[int, int], lengths: list[int], window: int, softcap: float,
+    with_sinks: bool, cache: str, seed: int, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Prompts in two chunks each, side by side, then a token of each."""
+    check_attention(heads, widths, [n + 1 for n in lengths], window, softcap, with_sinks, cache, seed, tmp_path)
+
+
+@pytest.fixture
+def _short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 64 keys, so that short sequences have several."""
+    monkeypatch.setattr(attention, "SPLIT", 64)
+    monkeypatch.setattr(lower_attention, "SPLIT", 64)
+
+
+@pytest.mark.usefixtures("_short_parts")
+@pytest.mark.parametrize("window", [0, 90])
+def test_parts_of_a_long_softmax(window: int, tmp_path: Path) -> None:
+    """More keys than one part: joined by one program for a prompt, by the last of several for a token."""
+    check_attention((2, 1), (16, 16), [150, 40], window, 0.0, True, "f32", 4, tmp_path)
+
+
+@pytest.mark.usefixtures("_short_parts")
+def test_parts_are_joined_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of their own for each part, or one for all: equal bits."""
+    found = []
+    for limit in (4096, 1):
+        monkeypatch.setattr(lower_attention, "SPLIT_TOKENS", limit)
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        found.append(check_attention((2, 1), (16, 16), [140], 0, 0.0, False, "f32", 5, folder))
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def check_attention(
+    heads: tuple[int, int], widths: tuple[int, int], lengths: list[int], window: int, softcap: float,
+    with_sinks: bool, cache: str, seed: int, folder: Path,
+) -> Array:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    (h, kv), (d, dv), total = heads, widths, sum(lengths)
+    q, k, v = (rng.standard_normal((total, *s)).astype(np.float32) for s in ((h, d), (kv, d), (kv, dv)))
+    sinks = rng.standard_normal(h).astype(np.float32) if with_sinks else None
+    graph = new_graph()
+    weights: dict[str, Weight] = {n: Dense(a.reshape(total, -1), "f32") for n, a in (("q", q), ("k", k), ("v", v))}
+    parts = []
+    for name, a in (("q", q), ("k", k), ("v", v)):
+        rows = graph.add("embedding", graph.inputs[0], weight(graph, name, weights[name]))
+        parts.append(graph.add("reshape", rows, shape=("T", *a.shape[1:])))
+    given_sinks = None
+    if sinks is not None:
+        weights["s"] = Dense(sinks, "f32")
+        given_sinks = weight(graph, "s", weights["s"])
+    out = graph.add(
+        "attention", *parts, given_sinks, layer=0, scale=d**-0.5, window=window, softcap=softcap
+    )
+    graph = finished(graph, graph.add("reshape", out, shape=("T", h * dv)))
+    step = GpuStep(graph, weights, folder, cache, 512, num_blocks=48)
+    found = np.zeros((total, h * dv), np.float32)
+    first = np.cumsum([0, *lengths])
+    done = [0] * len(lengths)
+    for take in (lambda n: (n - 1) // 2, lambda n: n - 1 - (n - 1) // 2, lambda n: 1):
+        chunks = [(s, take(n)) for s, n in enumerate(lengths) if take(n)]
+        if not chunks:
+            continue
+        positions = np.concatenate([np.arange(done[s], done[s] + n) for s, n in chunks])
+        ids = np.concatenate([first[s] + np.arange(done[s], done[s] + n) for s, n in chunks])
+        rows = np.arange(len(ids), dtype=np.int32)
+        found[ids] = step.run(chunks, ids.astype(np.int32), positions.astype(np.int32), rows)
+        for s, n in chunks:
+            done[s] += n
+    wanted = [
+        attended(*(a[first[s] : first[s + 1]].astype(np.float64) for a in (q, k, v)), window, softcap, sinks)
+        for s in range(len(lengths))
+    ]
+    tolerance = 1e-5 if cache == "f32" else 0.06
+    np.testing.assert_allclose(found, np.concatenate(wanted).reshape(total, -1), atol=tolerance)
+    return found
