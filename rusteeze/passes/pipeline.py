@@ -49,7 +49,7 @@ def raising(tables: Mapping[str, np.ndarray] | None = None) -> list[Pass]:
 def lowering(latents: bool = True) -> list[Pass]:
     """From the raised graph towards kernels: the same meaning in fewer and larger products, and with
     ``latents`` in smaller caches (CPU)."""
-    smaller = [CacheLatents(), Canonicalize()] if latents else []
+    smaller = [CacheLatents()] if latents else []
     return [*smaller, SinkGatherRows(), FuseLinears(), Canonicalize()]
 
 

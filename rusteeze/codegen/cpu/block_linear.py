@@ -57,7 +57,7 @@ def block_linear(k: Emitter, isa: Isa, shape: BlockShape, out: Access) -> None:
         return []
 
     tiles = Blocks(shape.blocks * layout.num_tiles)
-    schedule = fallback(isa, shape.activation)
+    schedule = fallback(isa, shape.activation, str(layout.format))
     matmul(k, x, weight, layout, k.step(shape.rows_slot), tiles, Epilogue(store), schedule, table, part)
 
 

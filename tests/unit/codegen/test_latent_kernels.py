@@ -166,6 +166,7 @@ def test_what_has_no_kernel_is_said(best_isa, tmp_path, heads, attrs):
 BLOCKS = (
     ("f32", "", 3, 20, 24), ("f16", "", 2, 16, 7), ("bf16", "", 4, 33, 48), ("bf16", "bf16", 16, 128, 512),
     ("affine8g32s-f16", "int8", 4, 20, 64), ("affine4g16m-f32", "int8", 2, 48, 32), ("codebook4g32-f16", "", 3, 5, 64),
+    ("codebook4g32i-f16", "int8", 3, 20, 64), ("float8g32-f32", "bf16", 2, 20, 64), ("float8g64-f32", "", 3, 16, 64),
 )  # fmt: skip
 
 
