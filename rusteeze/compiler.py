@@ -40,7 +40,6 @@ from rusteeze.codegen.gpu.plan import make_cuda_plan
 from rusteeze.codegen.gpu.weights import GpuStatics
 from rusteeze.codegen.statics import Statics, plain
 from rusteeze.config import CompileOptions
-from rusteeze.env import CACHE
 from rusteeze.errors import UserError
 from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
 from rusteeze.frontend.trace import trace
@@ -167,7 +166,7 @@ def build_cuda(
 ) -> None:
     """Write plan and machine code for GPUs into an artifact."""
     binaries = build_kernels(
-        lowered.kernels, options.architectures, folder, CACHE.get() / "kernels",
+        lowered.kernels, options.architectures, folder, cache.kernels_dir(),
         options.jobs or len(os.sched_getaffinity(0)),
         lambda done: progress("compiling GPU kernels", 0.35 + 0.15 * done), observer,
     )  # fmt: skip

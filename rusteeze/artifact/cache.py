@@ -3,6 +3,7 @@
     ROOT/artifacts/KEY.rz                 entries, published atomically
                    .KEY.lock              held while KEY is built or removed
                    .quarantine-KEY-*      entries that failed verification, kept until the next one or gc
+         kernels/                         single GPU kernels (codegen/gpu/build.py), which compiling reuses
 
 An entry is a cache, never a chore: a broken one is set aside and built again, several processes that
 want the same one build it once, and a cache that cannot be written is bypassed with a warning.
@@ -58,6 +59,11 @@ def cache_dir() -> Path:
     return env.CACHE.get()
 
 
+def kernels_dir(root: Path | None = None) -> Path:
+    """Where compiled kernels of GPUs are kept one by one. It need not exist."""
+    return (root or cache_dir()) / "kernels"
+
+
 def entry_path(key: str, root: Path | None = None) -> Path:
     """Where the entry of ``key`` is, or would be. UserError when ``key`` is not a plain word."""
     if not _KEY.fullmatch(key):
@@ -110,8 +116,8 @@ def entries(root: Path | None = None) -> list[Entry]:
 
 
 def total_bytes(root: Path | None = None) -> int:
-    """Bytes of everything the cache of artifacts holds, quarantined entries included."""
-    return tree_bytes(_shelf(root))
+    """Bytes of everything that ``clear`` frees: artifacts, quarantined ones included, and kernels."""
+    return sum(tree_bytes(folder) for folder in (_shelf(root), kernels_dir(root)))
 
 
 def gc(max_bytes: int | None = None, root: Path | None = None) -> int:
@@ -130,9 +136,10 @@ def gc(max_bytes: int | None = None, root: Path | None = None) -> int:
 
 
 def clear(root: Path | None = None) -> int:
-    """Remove every entry and all leftovers; the number of bytes freed."""
+    """Remove every entry, all leftovers and kernels; the number of bytes freed."""
     before = total_bytes(root)
     gc(0, root)
+    _remove_all([kernels_dir(root)])
     return before - total_bytes(root)
 
 

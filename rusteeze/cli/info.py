@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 import rusteeze.source
+from rusteeze.artifact import cuda_contract
 from rusteeze.artifact.contract import BLOCK_SIZE, Plan, decode_plan
+from rusteeze.artifact.cuda_contract import CudaPlan, decode_cuda_plan
 from rusteeze.artifact.store import Manifest, member, verify
 from rusteeze.cli.artifacts import cached
 from rusteeze.cli.command import Command, wants_json
@@ -63,14 +65,24 @@ def _artifact_facts(path: Path) -> dict[str, Any]:
         "facts": manifest.facts,
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "files": {name: record.bytes for name, record in manifest.files.items()},
-        "kernels": dict(Counter(role(call.kernel) for call in plan.calls).most_common()),
-        "variants": Counter(role(kernel) for kernel in {call.kernel for call in plan.calls}),
+        "kernels": dict(Counter(map(role, _calls(plan))).most_common()),
+        "variants": Counter(map(role, set(_calls(plan)))),
         "memory": _memory(plan),
     }
 
 
-def _read_plan(path: Path, manifest: Manifest) -> Plan:
-    return decode_plan(member(path, manifest, PLAN).read_bytes())
+def _read_plan(path: Path, manifest: Manifest) -> Plan | CudaPlan:
+    """The plan for CPUs, or that for GPUs where there is no other."""
+    if PLAN in manifest.files:
+        return decode_plan(member(path, manifest, PLAN).read_bytes())
+    return decode_cuda_plan(member(path, manifest, cuda_contract.PLAN_FILE).read_bytes())
+
+
+def _calls(plan: Plan | CudaPlan) -> list[str]:
+    """The kernels of a step in order; on GPUs those of the smallest one."""
+    if isinstance(plan, Plan):
+        return [call.kernel for call in plan.calls]
+    return [plan.kernels[launch.kernel].name for call in plan.calls for launch in call.choices[0].launches]
 
 
 def role(kernel: str) -> str:
@@ -78,7 +90,7 @@ def role(kernel: str) -> str:
     return _HASH.sub("", kernel)
 
 
-def _memory(plan: Plan) -> dict[str, int]:
+def _memory(plan: Plan | CudaPlan) -> dict[str, int]:
     """Bytes that running takes, as functions of load: per token in a step, per row, per cached token."""
     kv_bytes = plan.kv_bytes_per_block() // BLOCK_SIZE
     arenas = {f"arena_bytes_per_{space}": size for space, size in plan.arena_row_bytes.items()}

@@ -16,7 +16,7 @@ from rusteeze.artifact.contract import TILE_FIELDS
 from rusteeze.codegen.access import Access
 from rusteeze.codegen.cpu.activations import GROUP, RoundedRows
 from rusteeze.codegen.cpu.attention import AttentionOutput
-from rusteeze.codegen.cpu.attention_round import FLOOR, NEVER, ROUND
+from rusteeze.codegen.cpu.attention_state import FLOOR, NEVER, ROUND
 from rusteeze.codegen.cpu.emit import (
     LANES,
     STEP_TABLE_WIDTH,
