@@ -92,10 +92,10 @@ def test_attention_over_latents_reads_them_once() -> None:
     q = graph.add("reshape", x, shape=(TOKENS, HEADS, WIDTH))
     k = graph.add("reshape", key, shape=(TOKENS, 1, WIDTH))
     values = WIDTH // 2
-    out = graph.add("attention", q, k, None, None, layer=0, scale=1.0, value_width=values)
+    out = graph.add("attention", q, k, None, None, layer=0, scale=1.0, value_width=values, cache="bf16")
     out = graph.add("reshape", out, shape=(TOKENS, HEADS * values))
     graph.outputs = [graph.add("block_linear", out, weight(graph, "w", HEADS, OUT, values))]
-    found = costs(graph, "bf16")
+    found = costs(graph)
     assert found["attention"].pair_flops == 2 * HEADS * (WIDTH + values)
     assert found["attention"].cached_bytes == 2 * WIDTH
     assert found["block"].row_flops == 2 * HEADS * OUT * values
