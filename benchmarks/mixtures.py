@@ -27,7 +27,8 @@ from rusteeze.codegen.cpu.isa import ALL, Isa
 from rusteeze.codegen.cpu.lower import LoweringOptions, lower
 from rusteeze.codegen.cpu.tiles import pack
 from rusteeze.codegen.statics import plain
-from rusteeze.compiler import cache_dtype, optimize
+from rusteeze.compiler import choose_kv_dtype, optimize
+from rusteeze.config import CompileOptions
 from rusteeze.frontend.trace import trace
 from rusteeze.ir import Value
 from rusteeze.ir.storage import rounding_for
@@ -79,8 +80,8 @@ class Mixture:
             codes = value.type.rank > 1 and weight not in traced.constants and not weight.endswith(PLAIN)
             value.format = format if codes else "f32"
         activations = rounding_for(format) or "f32"
-        optimize(graph, traced.constants, activations)
-        lowered = lower(graph, LoweringOptions(cache_dtype(activations), LONGEST))
+        optimize(graph, traced.constants, activations, choose_kv_dtype(activations, CompileOptions()))
+        lowered = lower(graph, LoweringOptions(LONGEST))
         self.data: dict[str, np.ndarray] = {}
         for entry, (value, _) in lowered.statics.entries.items():
             self.data[entry] = aligned_bytes(lowered.statics.nbytes(entry))

@@ -30,9 +30,11 @@ def evaluate(node: Node, operands: list[Tensor | None]) -> tuple[Tensor, ...]:
 
 
 def _softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *, layer: int, scale: float, window: int, softcap: float
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *, layer: int, scale: float, window: int,
+    softcap: float, value_width: int, cache: str,
 ) -> Tensor:  # fmt: skip
-    """One whole sequence: q [T, H, D], k [T, Hk, D], v [T, Hk, Dv]."""
+    """One whole sequence: q [T, H, D], k [T, Hk, D], v [T, Hk, Dv]. Raised graphs have values of their own
+    and a float32 cache: ``value_width`` and ``cache`` say so."""
     group = q.shape[1] // k.shape[1]
     q, k, v = (x.transpose(0, 1) for x in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)))
     tokens = torch.arange(q.shape[1])

@@ -29,7 +29,7 @@ from harness import (
 )
 
 from rusteeze.codegen.statics import plain
-from rusteeze.compiler import cache_dtype, optimize_for_cuda
+from rusteeze.compiler import optimize_for_cuda
 from rusteeze.frontend.trace import Traced, trace
 from rusteeze.weights import Weight
 
@@ -66,7 +66,7 @@ def test_exact_plan_matches_transformers(name: str, tmp_path: Path) -> None:
     weights = {n: plain(a) for n, a in weights_of(model, traced).items()}
     prepared(traced, weights, "f32")
     sequences = draw_sequences()
-    step = GpuStep(traced.graph, weights, tmp_path, cache_dtype("f32"), MAX_MODEL_LEN)
+    step = GpuStep(traced.graph, weights, tmp_path, "f32", MAX_MODEL_LEN)
     found, wanted = drive(as_step(step), sequences), reference_logits(model, sequences)
     assert relative_error(found, wanted) <= EXACT
     assert [a.argmax(-1).tolist() for a in found] == [a.argmax(-1).tolist() for a in wanted]
@@ -85,7 +85,7 @@ def test_rounded_plan_matches_the_graph(format: str, tmp_path: Path) -> None:
             weights[name] = draw_weight(own, shape, rng)
     prepared(traced, weights, "bf16")
     oracle = InterpreterStep(traced.graph.copy(), {n: as_interpreted(w) for n, w in weights.items()})
-    step = GpuStep(traced.graph, weights, tmp_path, cache_dtype("bf16"), MAX_MODEL_LEN)
+    step = GpuStep(traced.graph, weights, tmp_path, "bf16", MAX_MODEL_LEN)
     sequences = draw_sequences()
     assert relative_error(drive(as_step(step), sequences), drive(oracle, sequences)) <= ROUNDED
 

@@ -18,6 +18,7 @@ from rusteeze.codegen.cpu.lowering import LoweringError
 from rusteeze.ir import Graph, Value, parse
 from rusteeze.ir.types import ROWS, TOKENS, DType, TensorType
 from rusteeze.passes.fuse import Fuse
+from rusteeze.passes.round_cache import RoundCache
 from rusteeze.weights import Weight
 
 MAX_TOKENS = 96
@@ -109,6 +110,7 @@ def runner(
     isa: Isa, tile: int, cache: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[GraphRunner]:
     graph, weights = latent_graph(GRAPHS[tile])
+    RoundCache(cache).run(graph)
     Fuse("attention").run(graph)
     folder = tmp_path_factory.mktemp("latents")
     runner = GraphRunner(graph, weights, isa, folder, cache=cache, max_tokens=MAX_TOKENS)

@@ -159,7 +159,7 @@ def cpu_only(tmp_path: Path) -> Path:
     """An artifact that has a plan for CPUs, without kernels."""
 
     def build(draft: Path) -> None:
-        plan = Plan(SCHEMA, (), 1, 16, 1, {}, (), (), (), 0)
+        plan = Plan(SCHEMA, (), 1, 16, 1, {}, (), (), (), 0, (0, 0))
         (draft / "plan.json").write_bytes(encode_plan(plan))
 
     publish(tmp_path / "cpu.rz", build, key="cpu", facts={})
