@@ -26,7 +26,6 @@ from rusteeze.ir import Graph, TensorType
 from rusteeze.ir.storage import rounding_for
 from rusteeze.ir.types import ROWS, DType
 from rusteeze.runtime.batch import Batch
-from rusteeze.runtime.ceilings import measure_ceilings
 from rusteeze.runtime.executor import CpuExecutor, aligned_bytes
 from rusteeze.runtime.launch import runs_here
 from rusteeze.weights import Affine, Codebook, Dense, Float8, Weight, parse_format
@@ -85,7 +84,7 @@ class Products:
             weights[w.name] = weight
             y = graph.add("linear", x, w, None)
         graph.outputs = [y]
-        lowered = lower(graph, LoweringOptions("f32", PREFILL))
+        lowered = lower(graph, LoweringOptions(PREFILL))
         self.data: dict[str, np.ndarray] = {}
         self.bytes = 0
         for name in lowered.statics.entries:
@@ -127,7 +126,7 @@ def measure(format: str, isa: Isa, threads: int) -> tuple[float, float, float, f
         products = Products(format, isa, threads, Path(folder))
         elements = products.count * SIZE * SIZE
         try:
-            read = measure_ceilings(products.executor, threads).read / 1e9
+            read = products.executor.ceilings().read / 1e9
             rate = products.bytes / products.seconds(1) / 1e9
             prefill = 2 * elements * PREFILL / products.seconds(PREFILL) / 1e9
         finally:

@@ -76,7 +76,7 @@ def ours(place: Place, name: str, kind: str = "bf16") -> Rows:
     about = {"model": name, "matrices": matrices, "engine": "rusteeze"}
     start = time.perf_counter()
     try:
-        executor = open_model(plan_folder(place.plans, name, matrices), max(batches) * (CONTEXT + PROMPT), PROMPT, max(batches))
+        executor = open_model(plan_folder(place.plans, name, matrices), max(max(batches) * CONTEXT, PROMPT), PROMPT, max(batches))
     except NoDevice as error:
         yield {**about, "skipped": str(error)}
         return

@@ -33,7 +33,6 @@ from rusteeze.frontend.trace import trace
 from rusteeze.ir import Value
 from rusteeze.ir.storage import rounding_for
 from rusteeze.runtime.batch import Batch
-from rusteeze.runtime.ceilings import measure_ceilings
 from rusteeze.runtime.executor import CpuExecutor, aligned_bytes
 from rusteeze.runtime.launch import runs_here
 from rusteeze.runtime.profile import Profile, decode_batches, prefill_batches, take_profile
@@ -136,7 +135,7 @@ def main() -> None:
             executor = model.executor
             batches = {1: decode_batches(executor, 1, CONTEXT), CHUNK: prefill_batches(executor, CHUNK)}
             for tokens, batch in batches.items():
-                read = measure_ceilings(executor, options.threads).read / 1e9
+                read = executor.ceilings().read / 1e9
                 row = (*where, name, options.format, tokens, *figures(model.profile(batch), read))
                 print(*row[3:], sep="\t", flush=True)
                 if options.append:

@@ -24,6 +24,7 @@ from rusteeze.artifact.files import require_free_bytes
 from rusteeze.artifact.plan_text import plan_text
 from rusteeze.artifact.store import publish
 from rusteeze.artifact.tuned import TUNING, fingerprint, processor, user_table
+from rusteeze.codegen.bodies import attention_of
 from rusteeze.codegen.cpu.build import LibraryBuilds
 from rusteeze.codegen.cpu.isa import ALL, Isa
 from rusteeze.codegen.cpu.lower import Lowered, LoweringOptions, lower
@@ -112,7 +113,7 @@ def _build(
         with building(lowered, folder, options.jobs, observer):
             write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
         (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
-        facts |= cpu_facts(lowered) | {"activations": activations, "kv_dtype": kv_dtype}
+        facts |= cpu_facts(lowered) | {"activations": activations, "kv_dtype": kept_as(graph)}
 
 
 def optimize(
@@ -242,6 +243,12 @@ def cuda_activations(graph: Graph, options: CompileOptions) -> str:
         return options.activations
     formats = {v.format for v in graph.weights.values() if v.type.rank > 1}
     return "bf16" if any(f == "bf16" or is_quantized(f) for f in formats) else "f32"
+
+
+def kept_as(graph: Graph) -> str:
+    """What the caches of a lowered graph hold: not all attentions take what was asked for."""
+    attentions = filter(None, map(attention_of, graph.nodes))
+    return ", ".join(sorted({str(node.attrs["cache"]) for node in attentions}))
 
 
 def choose_kv_dtype(activations: str, options: CompileOptions) -> str:

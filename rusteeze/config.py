@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from rusteeze.errors import UserError
 
-ARCHITECTURES = ("sm_80", "sm_89", "sm_90")
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90")
 TARGETS = "cpu, cuda:sm_80, cuda:sm_89, cuda:sm_90, or several by comma (cpu,cuda:sm_80,sm_90)"
 DTYPES = ("auto", "f32", "bf16", "f16")
 ACTIVATIONS = ("auto", "f32", "bf16", "int8")

@@ -44,7 +44,7 @@ def command(
     """Quantise MODEL: a model folder, a GGUF file or a downloaded Hugging Face id.
 
     The result is an ordinary checkpoint, with the tokenizer, that other programs and `rusteeze compile`
-    read. Embeddings, head, norms and routers stay as they are. A run that was killed goes on where it was
+    read. Embeddings, head, norms and routers are not quantised. A run that was killed goes on where it was
     when the same command is given again."""
     options = load_extra("rusteeze.quantize.options", "quantising").QuantizeOptions(
         method=method, format=format, bits=int(bits), group=group, symmetric=sym, act_order=act_order,

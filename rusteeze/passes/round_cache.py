@@ -38,6 +38,8 @@ class RoundCache(Pass):
             if to == "bf16" and int(width) % 2:
                 refusals.append(Refusal(EQUATION, node, f"bf16 is kept in pairs, {width} is odd"))
                 continue
+            if to != self.to:
+                refusals.append(Refusal(EQUATION, node, "latents are not kept as int8, but as bf16"))
             node.attrs["cache"] = to
             firings.append(Firing(EQUATION, node.origin))
         return PassResult(tuple(firings), tuple(refusals))

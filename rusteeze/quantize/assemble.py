@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from rusteeze.quantize.work import SiteRecord, Work
 
 Tensor = torch.Tensor
 SUFFIX = ".weight"
+OPEN_SITES = 2
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Assembly:
         self.changes = _changes(plan, work)
         self.home = {name: (i, part) for i, site in enumerate(plan.sites) for name, part in _homes(site, source)}
         self.param_of = {source.parts(p)[0].name: p for p in self.changes.params if source.is_whole(p)}  # type: ignore[index]
-        self.opened: tuple[int, SiteRecord] | None = None
+        self.opened: OrderedDict[int, SiteRecord] = OrderedDict()
 
     @property
     def quantised(self) -> set[str]:
@@ -98,11 +100,15 @@ class Assembly:
         return tensor if param is None else self.changes.plain(param, tensor)
 
     def _record(self, site: int) -> SiteRecord:
-        if self.opened is None or self.opened[0] != site:
+        """A site's codes. Names of an expert's matrices take turns between two sites: both stay open."""
+        if site not in self.opened:
             record = self.work.finished(site)
             assert record is not None, site
-            self.opened = (site, record)
-        return self.opened[1]
+            self.opened[site] = record
+            if len(self.opened) > OPEN_SITES:
+                self.opened.popitem(last=False)
+        self.opened.move_to_end(site)
+        return self.opened[site]
 
 
 def _changes(plan: Plan, work: Work) -> _Changes:

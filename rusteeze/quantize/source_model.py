@@ -62,7 +62,10 @@ class SourceModel:
         if param in self.traced.constants:
             return None
         if isinstance(self.checkpoint, FolderCheckpoint):
-            return self.checkpoint.parts(param)
+            parts = self.checkpoint.parts(param)
+            stored = self.checkpoint.weights
+            # experts that are stored stacked have no matrices of their own
+            return None if parts is None or any(len(stored[p.name].shape) > 2 for p in parts) else parts
         shape = self.traced.param_shapes.get(param, ())
         return (StoredPart(param, slice(0, shape[0])),) if len(shape) in (1, 2) else None
 

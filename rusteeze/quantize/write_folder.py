@@ -38,7 +38,9 @@ def write_folder(
             yield from writer.tensors(module, stored.content).items()
 
     total = write_shards(folder, tensors())
-    facts = Facts(options, bits, sorted(name.removesuffix(SUFFIX) for name in left))
+    # a head that shares the embeddings is a module of its own for who reads the folder
+    plain = {*left, *(name for name, first in source.traced.tied.items() if first.removesuffix(SUFFIX) not in bits)}
+    facts = Facts(options, bits, sorted(name.removesuffix(SUFFIX) for name in plain))
     table = {**source.config(), "quantization_config": writer.table(facts)}
     (folder / "config.json").write_text(json.dumps(table, indent=2, default=str) + "\n", encoding="utf-8")
     source.save_companions(folder)

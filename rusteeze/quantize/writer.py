@@ -33,8 +33,9 @@ class Facts:
     def others(self) -> dict[int, list[str]]:
         """Modules of other widths than the common one, by width."""
         found: dict[int, list[str]] = {}
+        common = self.common_bits
         for name, bits in self.bits.items():
-            if bits != self.common_bits:
+            if bits != common:
                 found.setdefault(bits, []).append(name)
         return found
 

@@ -17,6 +17,7 @@ import numpy as np
 from rusteeze.artifact.contract import Cost, Plan, decode_plan
 from rusteeze.artifact.cuda_contract import PLAN_FILE, CudaPlan
 from rusteeze.artifact.store import Manifest, member
+from rusteeze.config import ARCHITECTURES
 from rusteeze.errors import UserError
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.ceilings import Ceilings
@@ -159,14 +160,15 @@ def open_backend(artifact: Path, manifest: Manifest, device: str, threads: int |
 
 
 def gpu_architecture(device: str) -> str | None:
-    """Architecture ("sm_90") of the GPU that ``device`` means; None where that is the CPU.
-
-    UserError when a GPU is asked for by name and is not there."""
+    """For which architecture ("sm_90") a model is compiled to run on the GPU that ``device`` means; None
+    where that is the CPU. UserError when a GPU is asked for by name and is not there, or is none of those
+    that kernels are compiled for."""
     if device == "cpu":
         return None
     try:
-        choose_device = _cuda_module("device").choose_device
-        architecture: str = choose_device("cuda" if device == "auto" else device).architecture
+        devices = _cuda_module("device")
+        found = devices.choose_device("cuda" if device == "auto" else device)
+        architecture: str = devices.choose_architecture(found, ARCHITECTURES)
     except UserError as error:
         if device != "auto":
             raise

@@ -28,6 +28,7 @@ from rusteeze.runtime.interface import (
     Asked,
     Completion,
     Executor,
+    ExecutorLost,
     Fault,
     FinishReason,
     KnowsBest,
@@ -219,6 +220,8 @@ class SyncEngine:
         try:
             logits = self._executor.execute(build_batch(step, self._executor.block_size))
             samples = self._sample(step, logits)
+        except ExecutorLost:
+            raise
         except Exception:
             _log.exception("the executor failed; the %d requests of its step end", len(requests))
             return [self._fail(request, Fault.EXECUTOR) for request in requests]

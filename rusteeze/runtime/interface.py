@@ -60,6 +60,10 @@ class KnowsBest(Protocol):
         ...
 
 
+class ExecutorLost(Exception):
+    """The executor can compute nothing any more: whatever it is asked, it will fail."""
+
+
 class RequestError(ValueError):
     """A request that cannot be served; the message says why and is fit for the client."""
 

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-SHARED_BYTES = {"sm_80": 166912, "sm_89": 101376, "sm_90": 232448}
+SHARED_BYTES = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448}

@@ -55,9 +55,13 @@ class Job:
 
     def key(self) -> str:
         """Hash of all that the machine code depends on."""
+        ours = [
+            Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+            for module in ("functions", "compile_kernel", "architectures")
+        ]
         parts = (
-            importlib.metadata.version("triton"), Path(__file__).with_name("functions.py").read_text(encoding="utf-8"),
-            self.text, repr(self.params), repr(self.options), self.architecture,
+            importlib.metadata.version("triton"), *ours, self.text, repr(self.params), repr(self.options),
+            self.architecture,
         )  # fmt: skip
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -150,7 +154,8 @@ def _compile_job(job: Job, scratch: Path, cache: Path) -> str:
     """Compile into the cache; returns "" or what went wrong."""
     from rusteeze.codegen.gpu.compile_kernel import compile_kernel
 
-    path = scratch / f"{job.name}.py"
+    path = scratch / job.architecture / f"{job.name}.py"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(job.text, encoding="utf-8")
     try:
         compiled = compile_kernel(path, job.params, job.options, job.architecture)

@@ -18,6 +18,7 @@ from rusteeze.codegen.gpu.weights import QuantShape
 from rusteeze.codegen.statics import format_of
 from rusteeze.codegen.views import View
 from rusteeze.ir import Graph, Node, Value, print_node_line
+from rusteeze.weights.formats import Format
 
 COUNTER_BYTES = 64 * 1024
 """Front of the workspace: a counter for every tile whose sums are split."""
@@ -60,6 +61,7 @@ def _product(node: Node, x: View, w: Value, halves: int) -> Product:
             raise LoweringError(f"{weight} weights with bf16 activations: {print_node_line(node)}")
         depth = max(t.depth for t in tiles(dtype != "bf16", halves > 1))
     else:
+        _require_kernel(weight, w)
         quant = QuantShape(weight, n, k)
         depth = quant.block
     count = splits(n // halves, k, depth)
@@ -133,12 +135,18 @@ def weight_parameters(ctx: Lowering, k: Source, w: Value) -> None:
     if weight.family == "dense":
         k.pointer("w", weight.dtype, ctx.weight(w, "matrix"))
         return
+    _require_kernel(weight, w)
     k.pointer("w", "u8", ctx.weight(w, "codes"))
     k.pointer("scales", "f32", ctx.weight(w, "scales"))
     if weight.family == "codebook":
         k.pointer("table", "f32", ctx.weight(w, "table"))
     elif not weight.symmetric:
         k.pointer("minimums", "f32", ctx.weight(w, "minimums"))
+
+
+def _require_kernel(weight: Format, w: Value) -> None:
+    if weight.family == "float8" or weight.transposed:
+        raise LoweringError(f"weights of {weight} have no GPU kernel: {w!r}")
 
 
 def weight_names(ctx: Lowering, w: Value) -> list[str]:

@@ -10,7 +10,7 @@ from rusteeze.codegen.gpu.lower_attention import position_table
 from rusteeze.codegen.gpu.lower_linear import weight_parameters
 from rusteeze.codegen.gpu.lower_shapes import contiguous
 from rusteeze.codegen.gpu.lowering import CAPACITIES, Lowering, rows_of
-from rusteeze.codegen.gpu.source import Options, Source, power_of_two, warps_for
+from rusteeze.codegen.gpu.source import Options, Source, power_of_two, row_index, warps_for
 from rusteeze.codegen.gpu.weights import TILE_ROWS, QuantShape
 from rusteeze.codegen.statics import format_of
 from rusteeze.ir import Node, make_node, print_node_line
@@ -24,6 +24,7 @@ EXPERT_ROWS, EXPERT_DEPTH = 64, 64
 def weight_element(k: Source, weight: Format, n: str, column: str, shape: tuple[int, int], mask: str) -> str:
     """w[n, column] in float32, of any family; parameters as weight_parameters makes them. ``n`` and ``column``
     are expressions that broadcast."""
+    n = row_index(n, shape[0] * shape[1])
     if weight.family == "dense":
         return k.let(f"tl.load(w + {n} * {shape[1]} + {column}, mask={mask}, other=0).to(tl.float32)")
     q = QuantShape(weight, *shape)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rusteeze.codegen.gpu.schedule import Tile
-from rusteeze.codegen.gpu.source import Source
+from rusteeze.codegen.gpu.source import Source, row_index
 from rusteeze.codegen.gpu.weights import TILE_ROWS, QuantShape
 
 Epilogue = Callable[[list[str]], None]
@@ -94,7 +94,7 @@ def _dense_step(k: Source, p: Product, tile: Tile, names: list[str]) -> None:
     k.line(f"kk = k0 + tl.arange(0, {tile.depth})")
     k.line(f"b = {_activations(p, 'kk', ragged)}")
     for half, name in enumerate(names):
-        rows = f"(wn + {half * p.n})" if half else "wn"
+        rows = row_index(f"(wn + {half * p.n})" if half else "wn", p.halves * p.n * p.k)
         masked = ", mask=(kk < K)[None, :], other=0" if ragged else ""
         k.line(f"a = tl.load(w + {rows}[:, None] * K + kk[None, :]{masked})")
         a = "a" if p.weight_dtype == p.x_dtype else "a.to(tl.float32)"
@@ -122,7 +122,8 @@ def _quantised_step(k: Source, p: Product, q: QuantShape, names: list[str]) -> N
         if q.format.family == "affine" and not q.format.symmetric:
             k.line(f"sum{part} = tl.sum(b{part}.to(tl.float32), 0)")
     for half, name in enumerate(names):
-        k.line(f"r = wn + {half * p.n}" if half else "r = wn")
+        row = f"wn + {half * p.n}" if half else "wn"
+        k.line(f"r = {row_index(row, p.halves * p.n * p.k)}")
         k.line(
             f"at = ((r // {TILE_ROWS}) * {q.blocks} + k0 // {q.block}) * {TILE_ROWS * q.block_bytes}"
             f" + (r % {TILE_ROWS}) * {q.block_bytes}"

@@ -134,6 +134,11 @@ def pointer_to(view: View) -> Pointer:
     return Pointer(view.storage, view.offset * view.element_bytes)
 
 
+def row_index(row: str, num_elements: int) -> str:
+    """A row number to be multiplied into a matrix of that many elements: in 64 bits where 32 do not do."""
+    return row if num_elements < 1 << 31 else f"({row}).to(tl.int64)"
+
+
 def power_of_two(n: int) -> int:
     """The smallest power of two that is not below n."""
     return 1 << max(n - 1, 0).bit_length()

@@ -61,10 +61,7 @@ def choose_architecture(device: Device, architectures: Sequence[str]) -> str:
             fitting.append((minor, name))
     if not fitting:
         have = ", ".join(architectures) or "none"
-        raise UserError(
-            f"{device.name} is {device.architecture}; the artifact has code for {have}: "
-            f"compile with --target cuda:{device.architecture}"
-        )
+        raise UserError(f"{device.name} is {device.architecture}, which cannot run code for {have}")
     return max(fitting)[1]
 
 

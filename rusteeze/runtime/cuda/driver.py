@@ -11,12 +11,17 @@ from typing import Any
 from cuda.bindings import driver as api  # type: ignore[import-untyped]
 
 from rusteeze.errors import UserError
+from rusteeze.runtime.interface import ExecutorLost
 
 DeviceAttribute = api.CUdevice_attribute
 FunctionAttribute = api.CUfunction_attribute
 CAPTURE_MODE = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 STREAM_NON_BLOCKING = 1
 EVENT_DISABLE_TIMING = 2
+
+# after these the context is broken, and with it all that lies on the device
+LOST = (214, 700, 702, *range(714, 720))
+"""CUDA_ERROR_ECC_UNCORRECTABLE, _ILLEGAL_ADDRESS, _LAUNCH_TIMEOUT, _HARDWARE_STACK_ERROR to _LAUNCH_FAILED."""
 
 _SUCCESS = api.CUresult.CUDA_SUCCESS
 _log = logging.getLogger(__name__)
@@ -30,9 +35,13 @@ class CudaError(UserError):
     """A driver call failed. The message has the call, and the driver's name and text of the error."""
 
     def __init__(self, function: str, status: Any, purpose: str = "") -> None:
-        self.status = int(status)
+        self.function, self.status = function, int(status)
         for_what = f" for {purpose}" if purpose else ""
         super().__init__(f"CUDA: {function} failed{for_what}: {_describe(status)}")
+
+
+class LostDevice(CudaError, ExecutorLost):
+    """An error after which every later call fails, too."""
 
 
 def start() -> None:
@@ -53,7 +62,7 @@ def call(function: str, *arguments: Any, purpose: str = "") -> Any:
     """What a driver function returns beside its status: nothing, one value or a tuple. CudaError."""
     status, *values = getattr(api, function)(*arguments)
     if status != _SUCCESS:
-        raise CudaError(function, status, purpose)
+        raise (LostDevice if int(status) in LOST else CudaError)(function, status, purpose)
     return values[0] if len(values) == 1 else tuple(values) or None
 
 

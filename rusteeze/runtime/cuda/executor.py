@@ -9,6 +9,7 @@ Not run on a GPU so far: tests run it against a driver that keeps device memory 
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -22,12 +23,14 @@ from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.ceilings import Ceilings
 from rusteeze.runtime.cuda.capacities import Sizes
 from rusteeze.runtime.cuda.ceilings import measure_copying
-from rusteeze.runtime.cuda.driver import call
+from rusteeze.runtime.cuda.driver import CudaError, LostDevice, call
 from rusteeze.runtime.cuda.inputs import StepInputs
 from rusteeze.runtime.cuda.kernels import LoadedKernel
 from rusteeze.runtime.cuda.program import Graph, Program, scratch_bytes
 from rusteeze.runtime.cuda.session import Session
 from rusteeze.runtime.executor import query_tiles
+
+_log = logging.getLogger(__name__)
 
 MOST_KINDS = 256
 """Kinds of steps that are kept; the one used longest ago goes first."""
@@ -205,12 +208,23 @@ class _Kind:
     def run(self, stream: Any) -> None:
         """Queue all launches."""
         if self._repeats and self._uses == 1:
-            self._graph = self.program.capture(stream)
+            self._graph = self._captured(stream)
         if self._graph is not None:
             self._graph.launch(stream)
         else:
             self.program.launch(stream)
         self._uses += 1
+
+    def _captured(self, stream: Any) -> Graph | None:
+        try:
+            return self.program.capture(stream)
+        except CudaError as error:
+            # a stream whose capture does not end is lost; else, for want of memory, say, it goes on, slower
+            if isinstance(error, LostDevice) or error.function == "cuStreamEndCapture":
+                raise
+            _log.warning("steps of one kind are launched call by call: %s", error)
+            self._repeats = False
+            return None
 
     def close(self) -> None:
         if self._graph is not None:

@@ -98,11 +98,11 @@ class Program:
             call("cuEventRecord", event, stream)
 
     def capture(self, stream: Any) -> Graph:
-        """All launches as a graph; nothing runs. The stream must have no work that is not finished."""
+        """All launches as a graph; nothing runs."""
         call("cuStreamBeginCapture", stream, CAPTURE_MODE)
         try:
             self.launch(stream)
-        except CudaError:
+        except BaseException:
             _abandon_capture(stream)
             raise
         graph = call("cuStreamEndCapture", stream)

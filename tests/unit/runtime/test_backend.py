@@ -135,6 +135,12 @@ class TestWhichDevice:
 
     def test_the_architecture_to_compile_for(self, gpu: StubGpu) -> None:
         assert [gpu_architecture(device) for device in ("cpu", "cuda", "auto")] == [None, "sm_90", "sm_90"]
+        gpu.reset(architecture=(8, 7))
+        assert gpu_architecture("cuda") == "sm_86"
+        gpu.reset(architecture=(12, 0))
+        assert gpu_architecture("auto") is None
+        with pytest.raises(UserError, match="sm_120, which cannot run code for sm_80, sm_86, sm_89, sm_90"):
+            gpu_architecture("cuda")
         gpu.reset(devices=0)
         assert gpu_architecture("auto") is None
         with pytest.raises(NoDevice):

@@ -17,6 +17,7 @@ from rusteeze.runtime.config import EngineConfig
 from rusteeze.runtime.engine import SyncEngine
 from rusteeze.runtime.interface import (
     Completion,
+    ExecutorLost,
     Fault,
     QueueFull,
     RequestError,
@@ -253,6 +254,15 @@ def test_logits_that_are_not_finite_end_their_request_only(
     wanted = SyncEngine(MockExecutor()).generate(prompts[1:], params)
     assert [d.token_ids for d in good] == [d.token_ids for d in wanted]
     assert engine.scheduler.pool.num_used == 0
+
+
+def test_a_lost_executor_ends_the_engine() -> None:
+    class Lost(MockExecutor):
+        def execute(self, batch: Batch) -> np.ndarray:
+            raise ExecutorLost("the device is gone")
+
+    with pytest.raises(ExecutorLost):
+        SyncEngine(Lost()).generate([PROMPT], GREEDY)
 
 
 @pytest.mark.parametrize("what", ["raise", "rows"])
