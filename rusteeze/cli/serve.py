@@ -14,6 +14,7 @@ from rusteeze.cli.artifacts import artifact_for, cached
 from rusteeze.cli.command import Command, wants_json
 from rusteeze.cli.devices import options_for
 from rusteeze.cli.output import bytes_text, print_json
+from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
 from rusteeze.runtime.memory_plan import MemoryPlan
 from rusteeze.server import config as settings
@@ -100,8 +101,9 @@ def _serve(config: ServeConfig, path: str, start: float) -> None:
     listener = bind(config.server.host, config.server.port)
     finished("settings")
     source = rusteeze.source.resolve(path)
-    artifact, found = source.path, "given"
-    if source.kind != "artifact":
+    if source.kind == "artifact":
+        artifact, found = artifact_for(path, CompileOptions(kv_dtype=config.model.kv_dtype)), "given"
+    else:
         options = options_for(config.model.device, config.model.dtype, config.model.kv_dtype)
         hit = cached(source, options)
         artifact, found = hit or artifact_for(path, options), "hit" if hit else "miss"

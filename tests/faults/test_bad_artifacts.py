@@ -11,6 +11,7 @@ import pytest
 from outcomes import edit_json, refused, rusteeze
 
 from rusteeze import compiler
+from rusteeze.artifact.contract import SCHEMA
 from rusteeze.artifact.store import publish
 
 FILES = (
@@ -84,10 +85,10 @@ def test_an_artifact_of_another_schema(schema: object, artifact: Path) -> None:
 
 def test_a_plan_of_another_schema(artifact: Path) -> None:
     """Whole and sealed, but written by a later compiler."""
-    edit_json(artifact / "plan.json", schema=2)
+    edit_json(artifact / "plan.json", schema=SCHEMA + 1)
     reseal(artifact)
-    assert "schema 2, this version reads 1" in refused("generate", artifact, "-p", "x")
-    assert "schema 2, this version reads 1" in refused("info", artifact)
+    assert f"schema {SCHEMA + 1}, this version reads {SCHEMA}" in refused("generate", artifact, "-p", "x")
+    assert f"schema {SCHEMA + 1}, this version reads {SCHEMA}" in refused("info", artifact)
 
 
 def test_a_plan_without_a_field(artifact: Path) -> None:

@@ -21,9 +21,14 @@ SOME = {name: PROMPTS[name] for name in list(PROMPTS)[:8]}
 
 
 @pytest.fixture(scope="module", params=["smollm2", "int8_cache_smollm2"])
-def executor(request: pytest.FixtureRequest) -> Iterator[CpuExecutor]:
-    """Two threads, int8 activations, a bf16 or int8 cache just large enough for the longest sequence."""
-    artifact: Path = request.getfixturevalue(request.param)
+def artifact(request: pytest.FixtureRequest) -> Path:
+    """With int8 activations, and a bf16 or int8 cache."""
+    return Path(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module")
+def executor(artifact: Path) -> Iterator[CpuExecutor]:
+    """Two threads, and a cache just large enough for the longest sequence."""
     model = llm.load(artifact, threads=2, kv_bytes=1)
     yield model.executor
     model.close()
@@ -61,8 +66,8 @@ def test_cached_prefixes(executor: CpuExecutor, wanted: dict[str, Answer]) -> No
     assert not differences(found.answers, wanted)
 
 
-def test_one_thread_or_two(smollm2: Path, executor: CpuExecutor, wanted: dict[str, Answer]) -> None:
-    single = llm.load(smollm2, threads=1, kv_bytes=1)
+def test_one_thread_or_two(artifact: Path, wanted: dict[str, Answer]) -> None:
+    single = llm.load(artifact, threads=1, kv_bytes=1)
     found = run(single.executor, SOME, NEW_TOKENS)
     single.close()
     assert not differences(found.answers, wanted)

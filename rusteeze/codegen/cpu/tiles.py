@@ -22,6 +22,7 @@ from rusteeze.weights.formats import Format, dense_format
 
 Array = np.ndarray
 TILE = 16
+TILES_AT_ONCE = 64  # packing takes memory beside its result for these only
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,16 @@ def pack(weight: Weight) -> Array:
     if isinstance(weight, Dense):
         return _pack_dense(weight).reshape(-1)
     layout = TileLayout(weight.layout, *weight.shape)
-    shape = layout.num_tiles, layout.num_records
-    out = np.zeros((*shape, layout.record_bytes), np.uint8)
+    out = np.zeros((layout.num_tiles, layout.num_records, layout.record_bytes), np.uint8)
+    for first in range(0, layout.num_tiles, TILES_AT_ONCE):
+        tiles = slice(first, first + TILES_AT_ONCE)
+        _fill(out[tiles], weight.rows(slice(TILE * tiles.start, TILE * tiles.stop)), layout)
+    return out.reshape(-1)
+
+
+def _fill(out: Array, weight: Affine | Codebook | Float8, layout: TileLayout) -> None:
+    """Records [tile, record, byte] of some rows."""
+    shape = out.shape[:2]
     out[..., : layout.code_bytes] = _pack_codes(_padded(weight.codes), layout)
     arrays = [weight.scale]
     if isinstance(weight, Affine) and weight.minimum is not None:
@@ -123,7 +132,6 @@ def pack(weight: Weight) -> Array:
     lanes = [_padded(a).reshape(shape[0], TILE, shape[1], -1).transpose(0, 2, 3, 1) for a in arrays]
     scales = np.ascontiguousarray(np.stack(lanes, -2))  # [tile, record, group, scale or minimum, lane]
     out[..., layout.code_bytes :] = scales.view(np.uint8).reshape(*shape, -1)
-    return out.reshape(-1)
 
 
 def unpack(data: Array, layout: TileLayout, table: Array | None = None) -> Weight:
@@ -174,7 +182,7 @@ def _unpack_dense(data: Array, layout: TileLayout) -> Array:
 
 
 def _pack_codes(codes: Array, layout: TileLayout) -> Array:
-    records = codes.reshape(layout.num_tiles, TILE, layout.num_records, -1).swapaxes(1, 2)
+    records = codes.reshape(-1, TILE, layout.num_records, layout.record_inputs).swapaxes(1, 2)
     if layout.format.family == "float8":
         return pack_float8(records)
     return pack_planes(records, layout.code_bits)
