@@ -23,11 +23,15 @@ GROUP = 32
 HEADER = 8
 
 
+CACHE_LINE = 64
+
+
 def row_bytes(kind: str, columns: int) -> tuple[int, ...]:
-    """Bytes per row of each array that holds rounded rows."""
-    if kind == "bf16":
-        return (2 * columns,)
-    return columns, columns // GROUP * HEADER * 4
+    """Bytes from one row to the next in each array that holds rounded rows. Where rows lay a multiple of
+    8 lines apart, the rows of a block would compete for a few sets of the first-level cache (all for one
+    at 4096 columns), so these lie a line further apart."""
+    sizes = (2 * columns,) if kind == "bf16" else (columns, columns // GROUP * HEADER * 4)
+    return tuple(size + CACHE_LINE if size % (8 * CACHE_LINE) == 0 else size for size in sizes)
 
 
 @dataclass
@@ -48,7 +52,8 @@ class RoundedRows:
     def store_group(self, k: Emitter, a: Expr, b: Expr, row: Expr, group: Expr) -> None:
         """Round 32 floats (two vectors) into a row's group."""
         if self.kind == "bf16":
-            at = k.let(row * i32(self.columns // 2) + group * i32(GROUP // 2))
+            (apart,) = row_bytes(self.kind, self.columns)
+            at = k.let(row * i32(apart // 4) + group * i32(GROUP // 2))
             for half, x in enumerate((a, b)):
                 words = tirx.call_pure_extern("int32x8", "rz_pack_bf16", x)
                 k.store(self.codes, at + i32(LANES // 2 * half), words)
@@ -57,6 +62,7 @@ class RoundedRows:
 
     def _store_q8(self, k: Emitter, a: Expr, b: Expr, row: Expr, group: Expr) -> None:
         assert self.header is not None
-        codes = k.address(self.codes, row * i32(self.columns) + group * i32(GROUP))
-        at = (row * i32(self.columns // GROUP) + group) * i32(HEADER)
+        apart, headers_apart = row_bytes(self.kind, self.columns)
+        codes = k.address(self.codes, row * i32(apart) + group * i32(GROUP))
+        at = row * i32(headers_apart // 4) + group * i32(HEADER)
         k.call("rz_quantize32", a, b, codes, k.address(self.header, at))

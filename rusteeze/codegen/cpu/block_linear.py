@@ -68,4 +68,4 @@ def _columns_of(k: Emitter, x: Activations, block: Expr, columns: int) -> Activa
     if x.header is None:
         return Activations(x.kind, data, x.stride)
     header = k.offset(x.header, block, columns // GROUP * HEADER * 4, "float32")
-    return Activations(x.kind, data, x.stride, header, k.offset(header, i32(0), 0, "int32"), x.groups)
+    return Activations(x.kind, data, x.stride, header, k.offset(header, i32(0), 0, "int32"), x.header_stride)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from rusteeze.codegen.cpu.activations import HEADER
+from rusteeze.codegen.cpu.activations import row_bytes
 from rusteeze.codegen.cpu.emit import Buffer, Emitter, Expr, i32, minimum
 from rusteeze.codegen.cpu.micro_kernels import Activations, multiply
 from rusteeze.codegen.cpu.schedule import Schedule
@@ -88,9 +88,9 @@ def matmul(
 
 def rows_per_pass(x: Activations, columns: int, schedule: Schedule) -> int:
     """As many rows as the bytes of a pass hold, in whole blocks of the row tiles."""
-    row_bytes = {"f32": 4 * columns, "bf16": 2 * columns}.get(x.kind, columns + 4 * HEADER * x.groups)
+    size = 4 * columns if x.kind == "f32" else sum(row_bytes(x.kind, columns))
     multiple = schedule.row_multiple
-    return max(schedule.pass_bytes // row_bytes // multiple, 1) * multiple
+    return max(schedule.pass_bytes // size // multiple, 1) * multiple
 
 
 def _block(

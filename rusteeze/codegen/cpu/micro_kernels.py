@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from rusteeze.codegen.cpu.activations import GROUP, HEADER
+from rusteeze.codegen.cpu.activations import GROUP, HEADER, row_bytes
 from rusteeze.codegen.cpu.code_planes import PIECE
 from rusteeze.codegen.cpu.code_words import (
     INTEGER_TABLE_ZERO,
@@ -37,26 +37,28 @@ from rusteeze.codegen.cpu.tiles import TILE, TileLayout
 
 @dataclass
 class Activations:
-    """A matmul's left operand. ``kind`` as in activations.py; ``stride`` counts elements per row."""
+    """A matmul's left operand. ``kind`` as in activations.py; from row to row it is ``stride`` elements of
+    ``data`` and ``header_stride`` words of the header."""
 
     kind: str
     data: Buffer  # float32, or int32 words of int8 codes or of bf16 pairs
     stride: int
     header: Buffer | None = None
     header_int: Buffer | None = None
-    groups: int = 0
+    header_stride: int = 0
 
 
 def activations_argument(k: Emitter, kind: str, columns: int, stride: int) -> Activations:
-    """The operand as the kernel's next argument(s)."""
+    """The operand as the kernel's next argument(s): rounded rows of ``columns``, or float32 ones that are
+    ``stride`` elements apart."""
     if kind == "f32":
         return Activations(kind, k.pointer("float32"), stride)
     words = k.pointer("int32")
+    apart, *headers_apart = (size // 4 for size in row_bytes(kind, columns))
     if kind == "bf16":
-        return Activations(kind, words, stride // 2)
+        return Activations(kind, words, apart)
     header = k.pointer("float32")
-    ints = k.offset(header, i32(0), 0, "int32")
-    return Activations(kind, words, columns // 4, header, ints, columns // GROUP)
+    return Activations(kind, words, apart, header, k.offset(header, i32(0), 0, "int32"), *headers_apart)
 
 
 def multiply(
@@ -186,7 +188,7 @@ def _multiply_q8(
     n = len(rows)
     integers = ByteTable(k, table) if table is not None else None
     ints = k.local(len(tiles) * n, "int32")
-    headers = [k.let(number * i32(x.groups * HEADER)) for number in numbers]
+    headers = [k.let(number * i32(x.header_stride)) for number in numbers]
     span = max(f.group, GROUP)
     with k.loop(layout.k // span) as s:
         for sub in range(span // f.group):
