@@ -1,4 +1,4 @@
-"""Round activations in front of products: to int8 groups for integer weights, to bf16 for bf16 ones."""
+"""Round activations in front of products: to int8 groups for integer weights, to bf16 for bf16 and float8."""
 
 from __future__ import annotations
 
