@@ -6,12 +6,13 @@ it into a table of addresses and knows nothing else about the model. All sizes a
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from rusteeze.errors import BrokenArtifact
 
+Decoded = TypeVar("Decoded")
 SCHEMA = 2
 BLOCK_SIZE = 16
 """Tokens per cache page."""
@@ -140,10 +141,15 @@ def encode_plan(plan: Plan) -> bytes:
 
 def decode_plan(data: bytes) -> Plan:
     """BrokenArtifact when the data is no plan of this schema."""
+    return decode_versioned(data, Plan, SCHEMA, "plan.json")
+
+
+def decode_versioned(data: bytes, kind: type[Decoded], known: int, file: str) -> Decoded:
+    """JSON with a field ``schema``, which must be the one that is known: BrokenArtifact, naming the file."""
     try:
         schema = msgspec.json.decode(data, type=_Version).schema
-        if schema != SCHEMA:
-            raise BrokenArtifact(f"plan.json: schema {schema}, this version reads {SCHEMA}")
-        return msgspec.json.decode(data, type=Plan)
+        if schema != known:
+            raise BrokenArtifact(f"{file}: schema {schema}, this version reads {known}")
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BrokenArtifact(f"plan.json: {error}") from error
+        raise BrokenArtifact(f"{file}: {error}") from error

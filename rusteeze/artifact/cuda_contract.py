@@ -55,8 +55,7 @@ from typing import Literal
 
 import msgspec
 
-from rusteeze.artifact.contract import Buffer, Cost, Pages
-from rusteeze.errors import BrokenArtifact
+from rusteeze.artifact.contract import Buffer, Cost, Pages, decode_versioned
 
 CUDA_SCHEMA = 1
 PLAN_FILE = "cuda/plan.json"
@@ -218,22 +217,10 @@ class CudaPlan(msgspec.Struct, frozen=True):
         return found
 
 
-class _Version(msgspec.Struct):
-    """The one field that every schema has."""
-
-    schema: int
-
-
 def encode_cuda_plan(plan: CudaPlan) -> bytes:
     return msgspec.json.format(msgspec.json.encode(plan), indent=1)
 
 
 def decode_cuda_plan(data: bytes) -> CudaPlan:
     """BrokenArtifact when the data is no plan of this schema."""
-    try:
-        schema = msgspec.json.decode(data, type=_Version).schema
-        if schema != CUDA_SCHEMA:
-            raise BrokenArtifact(f"{PLAN_FILE}: schema {schema}, this version reads {CUDA_SCHEMA}")
-        return msgspec.json.decode(data, type=CudaPlan)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BrokenArtifact(f"{PLAN_FILE}: {error}") from error
+    return decode_versioned(data, CudaPlan, CUDA_SCHEMA, PLAN_FILE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping, Sequence
+
 from rusteeze.ir import Graph, Node, Value, make_node
 
 
@@ -64,3 +66,23 @@ def matrix(w: Value) -> tuple[int, int]:
     """(N, K) of a weight."""
     n, k = (int(d) for d in w.type.shape)
     return n, k
+
+
+def rotated_by_reader(uses: Mapping[Value, Sequence[Node]], node: Node) -> bool:
+    """A rope whose only reader is an attention is applied there: to keys on their way into the cache, to
+    queries where they are scaled."""
+    users = uses.get(node.result, []) if node.op.name == "rope" else []
+    if len(users) != 1 or attention_of(users[0]) is None:
+        return False
+    return sum(v is node.result for v in users[0].inputs()) == 1
+
+
+def position_table(value: Value | None, static: Container[Value]) -> Value | None:
+    """The table among ``static`` values of which ``value`` is the rows at the tokens' positions."""
+    node = value.node if value is not None else None
+    if node is None or node.op.name != "embedding":
+        return None
+    ids, table = node.operands
+    assert ids is not None
+    by_position = ids.node is None and ids.name == "positions"
+    return table if by_position and table in static else None

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 
 Tensor = torch.Tensor
-SCALES = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, eq=False)

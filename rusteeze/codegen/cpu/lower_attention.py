@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rusteeze.artifact.contract import Pages
-from rusteeze.codegen.bodies import attention_of
+from rusteeze.codegen.bodies import attention_of, position_table, rotated_by_reader
 from rusteeze.codegen.cpu import rope
 from rusteeze.codegen.cpu.attention import AttentionOutput, attend
 from rusteeze.codegen.cpu.attention_cache import write_cache
@@ -132,7 +132,7 @@ def _suffix(rotation: Rotation | None) -> str:
 
 def _rotated_source(ctx: Lowering, x: Value) -> tuple[Rotation | None, View, list[Pointer]]:
     """Heads that the reader rotates itself, if it may: the rotation, what is read, its arguments."""
-    if x.node is None or not rotated_by_reader(ctx, x.node):
+    if x.node is None or not rotated_by_reader(ctx.uses, x.node):
         view = ctx.view(x)
         return None, view, [at(view)]
     rotation, tables = _rotation(ctx, x.node)
@@ -140,17 +140,8 @@ def _rotated_source(ctx: Lowering, x: Value) -> tuple[Rotation | None, View, lis
     return rotation, view, [at(view), *tables]
 
 
-def rotated_by_reader(ctx: Lowering, node: Node) -> bool:
-    """A rope whose only reader is an attention is applied there: to keys on their way into the cache, to
-    queries where they are scaled."""
-    users = ctx.uses.get(node.result, []) if node.op.name == "rope" else []
-    if len(users) != 1 or attention_of(users[0]) is None:
-        return False
-    return sum(v is node.result for v in users[0].inputs()) == 1
-
-
 def lower_rope(ctx: Lowering, node: Node) -> None:
-    if rotated_by_reader(ctx, node):
+    if rotated_by_reader(ctx.uses, node):
         return
     (source, *_) = node.inputs()
     rotation, tables = _rotation(ctx, node)
@@ -167,20 +158,9 @@ def _rotation(ctx: Lowering, node: Node) -> tuple[Rotation, list[Pointer]]:
     """The rotation and its arguments: positions and the two tables."""
     args = [Pointer(ctx.input("positions"))]
     for v in node.operands[1:]:
-        table = position_table(ctx, v)
+        table = position_table(v, ctx.static)
         if table is None:
             raise LoweringError(f"a rope without a table by position: {print_node_line(node)}")
         args.append(at(ctx.view(table)))
     width = int(node.attrs["width"])  # type: ignore[call-overload]
     return Rotation(str(node.attrs["style"]), width, bool(node.attrs["at_end"])), args
-
-
-def position_table(ctx: Lowering, value: Value | None) -> Value | None:
-    """The static table of which ``value`` is the rows at the tokens' positions."""
-    node = value.node if value is not None else None
-    if node is None or node.op.name != "embedding":
-        return None
-    ids, table = node.operands
-    assert ids is not None
-    by_position = ids.node is None and ids.name == "positions"
-    return table if by_position and table in ctx.static else None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from rusteeze.codegen.bodies import matrix
+from rusteeze.codegen.bodies import matrix, position_table
 from rusteeze.codegen.cpu import embedding, experts
-from rusteeze.codegen.cpu.lower_attention import position_table
 from rusteeze.codegen.cpu.lower_regions import activation
 from rusteeze.codegen.cpu.lowering import Lowering, at
 from rusteeze.codegen.cpu.tiles import TileLayout, tile_format
@@ -14,7 +13,7 @@ from rusteeze.ir import Node, make_node
 
 def lower_embedding(ctx: Lowering, node: Node) -> None:
     users = ctx.uses.get(node.result, [])
-    if users and all(u.op.name == "rope" for u in users) and position_table(ctx, node.result) is not None:
+    if users and all(u.op.name == "rope" for u in users) and position_table(node.result, ctx.static) is not None:
         return  # rope reads the table itself
     ids, table = node.inputs()
     view, out = ctx.view(ids), ctx.new(node.result)

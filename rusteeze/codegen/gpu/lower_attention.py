@@ -5,7 +5,7 @@ from __future__ import annotations
 from rusteeze.artifact.contract import Pages
 from rusteeze.artifact.cuda_contract import Count
 from rusteeze.codegen.access import Access
-from rusteeze.codegen.bodies import attention_of
+from rusteeze.codegen.bodies import attention_of, position_table, rotated_by_reader
 from rusteeze.codegen.gpu.attention import AttentionKernel, attend
 from rusteeze.codegen.gpu.attention_shape import PAGE, SPLIT, SPLIT_TOKENS, AttentionShape
 from rusteeze.codegen.gpu.elements import STORED
@@ -18,6 +18,7 @@ from rusteeze.codegen.gpu.lowering import (
 )
 from rusteeze.codegen.gpu.rope import BoundHeads, Heads, Rotation
 from rusteeze.codegen.gpu.source import (
+    COUNTER_BYTES,
     Options,
     PageSet,
     Pointer,
@@ -29,8 +30,6 @@ from rusteeze.codegen.gpu.source import (
 )
 from rusteeze.codegen.views import View
 from rusteeze.ir import Graph, Node, Value, print_node_line
-
-COUNTER_BYTES = 64 * 1024
 
 
 def attention_shape(node: Node, cache_dtype: str) -> AttentionShape:
@@ -140,23 +139,15 @@ def _write_cache(
 
 def _source(ctx: Lowering, x: Value) -> tuple[View, Rotation | None]:
     """Heads that the reader rotates itself, if it may."""
-    if x.node is None or not rotated_by_reader(ctx, x.node):
+    if x.node is None or not rotated_by_reader(ctx.uses, x.node):
         return ctx.view(x), None
     return ctx.view(next(x.node.inputs())), rotation_of(ctx, x.node)
-
-
-def rotated_by_reader(ctx: Lowering, node: Node) -> bool:
-    """A rope whose only reader is an attention is applied there."""
-    users = ctx.uses.get(node.result, []) if node.op.name == "rope" else []
-    if len(users) != 1 or attention_of(users[0]) is None:
-        return False
-    return sum(v is node.result for v in users[0].inputs()) == 1
 
 
 def rotation_of(ctx: Lowering, node: Node) -> Rotation:
     tables = []
     for v in node.operands[1:]:
-        table = position_table(ctx, v)
+        table = position_table(v, ctx.static)
         if table is None:
             raise LoweringError(f"a rope without a table by position: {print_node_line(node)}")
         tables.append(ctx.view(table))
@@ -164,20 +155,9 @@ def rotation_of(ctx: Lowering, node: Node) -> Rotation:
     return Rotation(str(node.attrs["style"]), width, bool(node.attrs["at_end"]), tables[0], tables[1])
 
 
-def position_table(ctx: Lowering, value: Value | None) -> Value | None:
-    """The static table of which ``value`` is the rows at the tokens' positions."""
-    node = value.node if value is not None else None
-    if node is None or node.op.name != "embedding":
-        return None
-    ids, table = node.operands
-    assert ids is not None
-    by_position = ids.node is None and ids.name == "positions"
-    return table if by_position and table in ctx.static else None
-
-
 def lower_rope(ctx: Lowering, node: Node) -> None:
     """A rope that no attention applies: a program per token."""
-    if rotated_by_reader(ctx, node):
+    if rotated_by_reader(ctx.uses, node):
         return
     (source, *_) = node.inputs()
     heads = Heads(ctx.view(source), rotation_of(ctx, node))

@@ -13,14 +13,20 @@ from rusteeze.codegen.gpu.lowering import CAPACITIES, Lowering, LoweringError, P
 from rusteeze.codegen.gpu.matmul import Product, matmul
 from rusteeze.codegen.gpu.regions import BoundRegion, about, label_of, region_views
 from rusteeze.codegen.gpu.schedule import SPLIT_ROWS, Tile, splits, tiles
-from rusteeze.codegen.gpu.source import Options, Pointer, Source, Workspace, pointer_to
+from rusteeze.codegen.gpu.source import (
+    COUNTER_BYTES,
+    Options,
+    Pointer,
+    Source,
+    Workspace,
+    pointer_to,
+)
 from rusteeze.codegen.gpu.weights import QuantShape
 from rusteeze.codegen.statics import format_of
 from rusteeze.codegen.views import View
 from rusteeze.ir import Graph, Node, Value, print_node_line
 from rusteeze.weights.formats import Format
 
-COUNTER_BYTES = 64 * 1024
 """Front of the workspace: a counter for every tile whose sums are split."""
 DENSE_TYPES = ("f32", "bf16", "f16")
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rusteeze.artifact.cuda_contract import Count
-from rusteeze.codegen.bodies import matrix
+from rusteeze.codegen.bodies import matrix, position_table
 from rusteeze.codegen.gpu import elements
 from rusteeze.codegen.gpu.elements import Place
-from rusteeze.codegen.gpu.lower_attention import position_table
 from rusteeze.codegen.gpu.lower_linear import weight_parameters
 from rusteeze.codegen.gpu.lower_shapes import contiguous
 from rusteeze.codegen.gpu.lowering import CAPACITIES, Lowering, rows_of
@@ -45,7 +44,7 @@ def weight_element(k: Source, weight: Format, n: str, column: str, shape: tuple[
 
 def lower_embedding(ctx: Lowering, node: Node) -> None:
     users = ctx.uses.get(node.result, [])
-    if users and all(u.op.name == "rope" for u in users) and position_table(ctx, node.result) is not None:
+    if users and all(u.op.name == "rope" for u in users) and position_table(node.result, ctx.static) is not None:
         return  # rope reads the table itself
     ids, table = node.inputs()
     view, out = ctx.view(ids), ctx.new(node.result)

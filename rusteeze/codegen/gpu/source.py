@@ -34,6 +34,10 @@ class PageSet:
     layer: int
 
 
+COUNTER_BYTES = 64 * 1024
+"""The beginning of the workspace, where programs count who has arrived."""
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Memory that every call may use, from a byte on; see CudaPlan.workspace_bytes."""

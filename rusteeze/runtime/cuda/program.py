@@ -81,10 +81,6 @@ class Program:
         shape = (x, y, z, THREADS_PER_WARP * binary.num_warps, 1, 1, binary.shared_bytes)
         return _Prepared(kernel.function, shape, places.ctypes.data)
 
-    @property
-    def num_launches(self) -> int:
-        return sum(map(len, self._calls))
-
     def launch(self, stream: Any) -> None:
         """Queue all launches."""
         for launches in self._calls:
