@@ -46,7 +46,8 @@ ROOMS: dict[str, set[str]] = LEAVES | {
     "quantize": {"ir", "frontend", "passes"} | _LEAVES,
     "rlm": {"runtime"} | _PLAIN,
     "server": {"runtime", "rlm"} | _PLAIN,
-    "cli": {"compiler", "autotune", "quantize", "frontend", "passes", "ir", "runtime", "rlm", "server", "__init__"}
+    "peers": {"runtime"} | _PLAIN,
+    "cli": {"compiler", "autotune", "quantize", "frontend", "passes", "ir", "runtime", "rlm", "server", "peers", "__init__"}
     | _PLAIN,
     "__main__": {"cli"},
 }
@@ -60,7 +61,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "triton": ("codegen/gpu/",),
     "tvm_ffi": ("codegen/cpu/", "runtime/launch.py"),
     "cuda": ("runtime/cuda/driver.py",),
-    "ctypes": ("runtime/launch.py",),
+    "ctypes": ("runtime/launch.py", "peers/peer_llamacpp.py"),
     "tokenizers": ("runtime/tokens.py", "frontend/", "quantize/calibration.py"),
     "minijinja": ("runtime/template.py",),
     "llguidance": ("runtime/grammar.py",),
@@ -69,6 +70,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("server/",),
     "re2": ("rlm/search.py",),
     "click": ("cli/",),
+    "answering": ("peers/peer_",),  # beside the scripts, which foreign interpreters run
+    "llama_cpp": ("peers/peer_llamacpp.py",),
+    "openvino": ("peers/peer_openvino.py",),
+    "openvino_genai": ("peers/peer_openvino.py",),
+    "vllm": ("peers/peer_vllm.py",),
     "matplotlib": ("cli/roofline.py",),
     "rich": ("cli/", "observe.py"),
     "huggingface_hub": ("cli/download.py",),
