@@ -16,7 +16,7 @@ from itertools import chain
 
 import numpy as np
 
-from rusteeze.runtime.blocks import blocks_for
+from rusteeze.runtime.blocks import blocks_for, new_block_table
 from rusteeze.runtime.scheduler import Chunk, Step
 
 
@@ -84,9 +84,12 @@ def _decode_batch(chunks: tuple[Chunk, ...], starts: np.ndarray, block_size: int
 
 def _block_tables(chunks: tuple[Chunk, ...], block_size: int) -> np.ndarray:
     needed = [blocks_for(chunk.end, block_size) for chunk in chunks]
+    joined = new_block_table()
+    for chunk, num_blocks in zip(chunks, needed, strict=True):
+        table = chunk.block_table
+        joined.extend(table if len(table) == num_blocks else table[:num_blocks])
     tables = np.zeros((len(chunks), max(needed)), np.int32)
-    for row, chunk, num_blocks in zip(tables, chunks, needed, strict=True):
-        row[:num_blocks] = np.frombuffer(chunk.block_table, np.int32, num_blocks)
+    tables[np.arange(max(needed)) < np.array(needed)[:, None]] = np.frombuffer(joined, np.int32)
     return tables
 
 
