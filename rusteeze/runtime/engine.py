@@ -216,10 +216,11 @@ class SyncEngine:
         requests = [self._requests[chunk.sequence_id] for chunk in step.chunks]
         now = self._clock()
         for request in requests:
-            request.clock.start(now)
+            if request.clock.scheduled is None:
+                request.clock.scheduled = now
         try:
             logits = self._executor.execute(build_batch(step, self._executor.block_size))
-            samples = self._sample(step, logits)
+            samples = self._sample(step, requests, logits)
         except ExecutorLost:
             raise
         except Exception:
@@ -234,10 +235,11 @@ class SyncEngine:
         return outputs
 
     def _sample(
-        self, step: Step, logits: np.ndarray
+        self, step: Step, requests: list[LiveRequest], logits: np.ndarray
     ) -> list[tuple[LiveRequest, Sample | Exception]]:  # fmt: skip
-        """What comes after every sequence whose known tokens are all computed now."""
-        requests = [self._requests[chunk.sequence_id] for chunk in step.chunks if chunk.samples]
+        """What comes after every sequence whose known tokens are all computed now; ``requests`` of all chunks."""
+        if not step.is_decode:
+            requests = [r for r, chunk in zip(requests, step.chunks, strict=True) if chunk.samples]
         if not requests:
             return []
         best = self._knows_best.best_tokens() if self._knows_best else None
