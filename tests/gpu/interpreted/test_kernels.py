@@ -121,6 +121,56 @@ def test_split_sums_are_those_of_one_program(rows: int, tmp_path: Path, monkeypa
     np.testing.assert_allclose(found[0], wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("format", ["f32", "bf16", "affine4g32m-f16"])
+@pytest.mark.parametrize(("rows", "n"), [(3, 192), (14, 224)])
+def test_norms_between_products(format: str, rows: int, n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Applied by the product behind or by a kernel of its own, from the sums that the product before leaves: equal
+    bits, and right."""
+    rng = np.random.default_rng(rows)
+    weights: dict[str, Weight] = {
+        "x": Dense(rng.standard_normal((rows, n)).astype(np.float32), "f32"),
+        "g": Dense(rng.standard_normal(n).astype(np.float32), "f32"),
+        "a": draw_weight(format, (n, 192), rng),
+        "b": draw_weight(format, (70, n), rng),
+    }  # fmt: skip
+    found = []
+    for limit in (4096, 0):
+        monkeypatch.setattr(lower_linear, "FUSED_ROWS", limit)
+        graph = normed_product(weights, format != "f32")
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        step = GpuStep(graph, weights, folder, "f32", 64)
+        numbers = np.arange(rows, dtype=np.int32)
+        found.append(step.run([(0, rows)], numbers, numbers, numbers))
+        own = any(name.startswith("norm_of_sums") for name in step.executor.launched)
+        assert own == (limit == 0)
+        assert not any(name.startswith("rms_norm") for name in step.executor.launched)
+    np.testing.assert_array_equal(found[0], found[1])
+    x, g, a, b = (w.to_f32().astype(np.float64) for w in weights.values())
+    y = x + rounded(x[:, : a.shape[1]], format) @ a.T
+    y = y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-5) * g
+    wanted = rounded(y, format) @ b.T
+    np.testing.assert_allclose(found[0], wanted, atol=(2e-5 if format == "f32" else 1e-2) * float(np.abs(wanted).max()))
+
+
+def rounded(x: Array, format: str) -> Array:
+    return x if format == "f32" else bf16_values(bf16_bits(x.astype(np.float32))).astype(np.float64)
+
+
+def normed_product(weights: dict[str, Weight], to_bf16: bool) -> Graph:
+    """b @ norm(x + a @ x), a of as many columns of x as it has."""
+    graph = new_graph()
+    x = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
+    first = graph.add("slice", x, axis=-1, start=0, stop=weights["a"].shape[1])
+    if to_bf16:
+        first = graph.add("quantize", first, to="bf16")
+    y = graph.add("add", x, graph.add("linear", first, weight(graph, "a", weights["a"]), None))
+    y = graph.add("rms_norm", y, weight(graph, "g", weights["g"]), eps=1e-5)
+    if to_bf16:
+        y = graph.add("quantize", y, to="bf16")
+    return finished(graph, graph.add("linear", y, weight(graph, "b", weights["b"]), None))
+
+
 def attended(q: Array, k: Array, v: Array, window: int, softcap: float, sinks: Array | None) -> Array:
     """Causal attention of one sequence in float64: [T, H, DV]."""
     group, n = q.shape[1] // k.shape[1], len(q)
