@@ -50,6 +50,10 @@ class StubGpu:
         self._lib.stub_reset(total_bytes, devices, *architecture)
         self.errors.clear()
 
+    def make(self, device: int, architecture: tuple[int, int]) -> None:
+        """Make one of the devices another kind of GPU."""
+        self._lib.stub_set_version(device, 10 * architecture[0] + architecture[1])
+
     def run_kernels(self, kernels: dict[str, Kernel]) -> None:
         """From now on kernels do what these do. One that raises is a launch error; see ``errors``."""
 

@@ -27,6 +27,7 @@ enum { MEMORY, HOST, STREAM, EVENT, MODULE, GRAPH, EXEC, CONTEXT, KINDS };
 #define MOST_NAME 256
 #define MOST_BLOCKS 4096
 #define MOST_NAMES 128
+#define MOST_DEVICES 8
 
 typedef struct { char name[MOST_NAME], kinds[MOST_PARAMS + 1]; int shared, allowed; unsigned threads; } Function;
 typedef struct { int count; Function functions[8]; } Module;
@@ -40,7 +41,7 @@ typedef int (*Hook)(const char *, const unsigned *, const u64 *);
 
 static pthread_mutex_t lock;
 static __thread void *current;
-static int inited, sticky, devices = 1, major_ = 9, minor_ = 0, shared_most = 232448;
+static int inited, sticky, devices = 1, version_[MOST_DEVICES], shared_most = 232448;
 static size_t total_ = (size_t)256 << 20, used_;
 static Range device_[MOST_BLOCKS], host_[MOST_BLOCKS];
 static long live[KINDS], unpinned, launches, replays, calls_of[MOST_NAMES];
@@ -111,7 +112,7 @@ int cuDeviceGet(int *d, int n) { BEGIN("cuDeviceGet", 0) if (n < 0 || n >= devic
 int cuDeviceGetName(char *t, int n, int d) { BEGIN("cuDeviceGetName", 0) snprintf(t, n, "Stub GPU %d", d); END }
 int cuDeviceGetAttribute(int *v, int a, int d) {
   BEGIN("cuDeviceGetAttribute", 0)
-  *v = a == 75 ? major_ : a == 76 ? minor_ : a == 97 ? shared_most : a == 16 ? 132 : 0;
+  *v = a == 75 ? version_[d] / 10 : a == 76 ? version_[d] % 10 : a == 97 ? shared_most : a == 16 ? 132 : 0;
   END
 }
 int cuDevicePrimaryCtxRetain(void **c, int d) { BEGIN("cuDevicePrimaryCtxRetain", 0) live[CONTEXT]++; *c = (void *)(u64)(0x1000 + d); END }
@@ -333,7 +334,7 @@ int cuGetProcAddress_v2(const char *name, void **f, int version, u64 flags, int 
 
 /* what tests set and ask */
 void stub_reset(size_t total, int n, int major, int minor) {
-  total_ = total; devices = n; major_ = major; minor_ = minor; sticky = 0; fail_code = 0; hook = 0; captures = 0;
+  total_ = total; devices = n; for (int i = 0; i < MOST_DEVICES; i++) version_[i] = 10 * major + minor; sticky = 0; fail_code = 0; hook = 0; captures = 0;
   unpinned = launches = replays = 0; memset(calls_of, 0, sizeof calls_of); memset(live, 0, sizeof live);
   for (int i = 0; i < MOST_BLOCKS; i++) { if (device_[i].size) free((void *)device_[i].start); device_[i].size = host_[i].size = 0; }
   used_ = 0; current = 0; memset(streams_, 0, sizeof streams_);
@@ -342,6 +343,7 @@ long stub_room(u64 at) {  /* bytes from an address to the end of its allocation,
   for (int i = 0; i < MOST_BLOCKS; i++) if (device_[i].size && at >= device_[i].start && at < device_[i].start + device_[i].size) return (long)(device_[i].start + device_[i].size - at);
   return 0;
 }
+void stub_set_version(int device, int version) { version_[device] = version; }
 void stub_set_hook(Hook h) { hook = h; }
 void stub_fail(const char *name, long after, int code) { snprintf(fail_name, sizeof fail_name, "%s", name); fail_after = after; fail_code = code; }
 long stub_live(int kind) { return live[kind]; }

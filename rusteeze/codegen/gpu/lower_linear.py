@@ -164,12 +164,12 @@ def weight_parameters(ctx: Lowering, k: Source, w: Value) -> None:
     k.pointer("scales", "f32", ctx.weight(w, "scales"))
     if weight.family == "codebook":
         k.pointer("table", "f32", ctx.weight(w, "table"))
-    elif not weight.symmetric:
+    elif weight.family == "affine" and not weight.symmetric:
         k.pointer("minimums", "f32", ctx.weight(w, "minimums"))
 
 
 def _require_kernel(weight: Format, w: Value) -> None:
-    if weight.family == "float8" or weight.transposed:
+    if weight.transposed:
         raise LoweringError(f"weights of {weight} have no GPU kernel: {w!r}")
 
 
@@ -181,7 +181,7 @@ def weight_names(ctx: Lowering, w: Value) -> list[str]:
     names = [ctx.statics.name(w, "codes"), ctx.statics.name(w, "scales")]
     if weight.family == "codebook":
         return [*names, ctx.statics.name(w, "table")]
-    return names if weight.symmetric else [*names, ctx.statics.name(w, "minimums")]
+    return names if weight.symmetric or weight.family == "float8" else [*names, ctx.statics.name(w, "minimums")]
 
 
 def _identifier(label: str) -> str:

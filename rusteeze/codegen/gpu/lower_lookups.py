@@ -35,6 +35,8 @@ def weight_element(k: Source, weight: Format, n: str, column: str, shape: tuple[
         k.line(f"code = (code >> (inside // {q.step} * 4)) & 15")
     k.line(f"group = {column} // {weight.group} * {q.padded_n} + {n}")
     k.line(f"scale = tl.load(scales + group, mask={mask}, other=0)")
+    if weight.family == "float8":
+        return k.let("fn.e4m3(code) * scale")
     if weight.family == "codebook":
         return k.let("tl.load(table + code) * scale")
     if weight.symmetric:

@@ -3,7 +3,8 @@
 The weight is the left operand: its rows fill the 64-row side of Hopper's tensor instructions however few
 tokens there are. Sums over K are made in ``splits`` runs, added up in order: either each run by a program
 of its own, the last of which to arrive adds up what all left in the workspace, or all by one program.
-Quantised weights are multiplied as whole numbers, exact in bf16; each group's sum is scaled in float32.
+Quantised weights are multiplied as whole numbers, or as the numbers of float8, exact in bf16; each group's sum is
+scaled in float32.
 """
 
 from __future__ import annotations
@@ -152,6 +153,8 @@ def _quantised_product(k: Source, p: Product, q: QuantShape, name: str, part: in
     number = "tl.float32" if p.exact else "tl.bfloat16"
     if q.format.family == "codebook":
         k.line(f"a = tl.load(table + {code}.to(tl.int32)).to({number})")
+    elif q.format.family == "float8":
+        k.line(f"a = fn.e4m3({code}.to(tl.int32)).to({number})")
     else:
         zero = f" - {float(q.format.zero)}" if q.format.symmetric and q.format.zero else ""
         k.line(f"a = ({code}.to(tl.float32){zero}).to({number})")

@@ -17,13 +17,14 @@ from rusteeze.ir import Graph
 from rusteeze.ir.ops.elementwise import bf16_bits, bf16_values
 from rusteeze.ir.types import DType, TensorType
 from rusteeze.passes.pipeline import fusing, run_passes
-from rusteeze.weights import Dense, Weight
+from rusteeze.weights import Dense, Float8, Weight
+from rusteeze.weights.e4m3 import E4M3, NAN_CODE
 
 Array = np.ndarray
 DRAWN = settings(
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None,
 )  # fmt: skip
-FORMATS = ("f32", "bf16", "affine4g32m-f16", "affine4g64s-f16", "affine8g32s-f16", "affine8g64m-f32", "codebook4g32-f32")
+FORMATS = ("f32", "bf16", "affine4g32m-f16", "affine4g64s-f16", "affine8g32s-f16", "affine8g64m-f32", "codebook4g32-f32", "float8g64-f32", "float8g32-f32")
 
 
 def new_graph() -> Graph:
@@ -169,6 +170,41 @@ def normed_product(weights: dict[str, Weight], to_bf16: bool) -> Graph:
     if to_bf16:
         y = graph.add("quantize", y, to="bf16")
     return finished(graph, graph.add("linear", y, weight(graph, "b", weights["b"]), None))
+
+
+@pytest.mark.parametrize("format", ["bf16", "affine4g32m-f16", "codebook4g64-f32", "codebook4g32it-f32", "float8g32-f32"])
+def test_tables_and_experts(format: str, tmp_path: Path) -> None:
+    """Rows of a table, then chosen matrices of a stack, also of one that is stored transposed."""
+    rng = np.random.default_rng(3)
+    experts, n, k, rows = 3, 72, 64, 5
+    turned = format.endswith("t-f32")
+    plain_format = format.replace("t-", "-")
+    stacked = draw_weight(plain_format, (experts, n, k), rng)
+    weights: dict[str, Weight] = {
+        "x": draw_weight(plain_format, (9, k), rng), "w": stacked.transpose() if turned else stacked,
+        "i": Dense(rng.standard_normal((9, experts)).astype(np.float32), "f32"),
+    }  # fmt: skip
+    graph = new_graph()
+    x = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
+    scores = graph.add("embedding", graph.inputs[0], weight(graph, "i", weights["i"]))
+    _, index = graph.add_many("topk", scores, k=2)
+    y = graph.add("expert_linear", x, index, weight(graph, "w", weights["w"]), None, transposed=turned)
+    found = one_step(finished(graph, graph.add("reshape", y, shape=("T", 2 * n))), weights, rows, tmp_path)
+    table, w = weights["x"].to_f32().astype(np.float64), stacked.to_f32().astype(np.float64)
+    best = np.argsort(-weights["i"].to_f32()[:rows], -1)[:, :2]
+    wanted = np.einsum("tk,tjnk->tjn", table[:rows], w[best])
+    np.testing.assert_allclose(found, wanted.reshape(rows, -1), atol=2e-5 * float(np.abs(wanted).max()))
+
+
+def test_float8_knows_all_its_numbers(tmp_path: Path) -> None:
+    """Each code but the two of NaN, subnormal ones included."""
+    codes = np.array([c for c in range(256) if c & 127 != NAN_CODE] + [0, 0], np.uint8)[None]
+    weights: dict[str, Weight] = {"x": Float8(256, codes, np.ones((1, 1), np.float32))}
+    graph = new_graph()
+    x = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
+    zero = np.zeros(1, np.int32)
+    step = GpuStep(finished(graph, x), weights, tmp_path, "f32", 64)
+    np.testing.assert_array_equal(step.run([(0, 1)], zero, zero, zero), E4M3[codes])
 
 
 def attended(q: Array, k: Array, v: Array, window: int, softcap: float, sinks: Array | None) -> Array:
