@@ -48,7 +48,7 @@ def lower_linear(ctx: Lowering, node: Node) -> None:
         raise LoweringError(f"a product of {x.type} has no kernel: {print_node_line(node)}")
     view, rows = contiguous(ctx, x, node), ctx.normed.get(x)
     halves = halves_of(body, linear)
-    product = _product(node, view, w, 2 if halves else 1)
+    product = product_of(node, view, w, 2 if halves else 1)
     space = ctx.space(node.results[0])
     region = _Region(ctx, node, body, linear, halves, w)
     choices = []
@@ -68,8 +68,9 @@ def lower_linear(ctx: Lowering, node: Node) -> None:
     ctx.call(node, choices, CAPACITIES[space])
 
 
-def _product(node: Node, x: View, w: Value, halves: int) -> Product:
-    n, k = matrix(w)
+def product_of(node: Node, x: View, w: Value, halves: int) -> Product:
+    """``w``: a matrix [N, K] or a stack of them."""
+    n, k = (int(d) for d in w.type.shape[-2:])
     weight = format_of(w)
     dtype = x.access.dtype if x.access.dtype == "bf16" else "f32"
     quant = None
@@ -112,7 +113,7 @@ class _Region:
     def source(self, p: Product, x: View, tile: Tile, split: bool) -> Source:
         weight, norm = format_of(self.w), "norm_" if p.rows is not None else ""
         label = f"linear_{norm}{label_of(self.body, self.linear)}_{weight}_k{p.k}_n{p.n * p.halves}_m{tile.rows}"
-        k = Source(_identifier(label), Options(tile.num_warps, tile.num_stages), self._header(p, tile))
+        k = Source(identifier(label), Options(tile.num_warps, tile.num_stages), self._header(p, tile))
         count = self.ctx.counts(k, self.ctx.space(self.node.results[0]))
         k.pointer("x", x.access.dtype, pointer_to(x))
         if p.rows is not None:
@@ -184,6 +185,7 @@ def weight_names(ctx: Lowering, w: Value) -> list[str]:
     return names if weight.symmetric or weight.family == "float8" else [*names, ctx.statics.name(w, "minimums")]
 
 
-def _identifier(label: str) -> str:
+def identifier(label: str) -> str:
+    """A label as part of a kernel's name."""
     return "".join(c if c.isalnum() else "_" for c in label)
 

@@ -75,6 +75,17 @@ class NormedRows:
         return self.source.access.shape[-1]
 
 
+@dataclass(frozen=True)
+class SortedPairs:
+    """``order``: the pairs t * top + j of a step's tokens and their choices, sorted by expert, one behind the other
+    from its first row on; ``counts``: how many each expert has, in its first row."""
+
+    order: View
+    counts: View
+    experts: int
+    top: int
+
+
 @dataclass
 class Lowering:
     """State of one lowering. The functions that lower ops (lower_*.py) are written against this."""
@@ -92,6 +103,9 @@ class Lowering:
     buckets: set[int] = field(default_factory=set)
     sums: dict[Value, View] = field(default_factory=dict)
     """Sums of squares that a product leaves beside its result."""
+    pairs: dict[Value, SortedPairs] = field(default_factory=dict)
+    best: tuple[View, View] | None = None
+    """Largest logits of the parts of each row, and their tokens."""
     normed: dict[Value, NormedRows] = field(default_factory=dict)
     """Norms that their readers apply."""
     _named: dict[tuple[str, str], Storage] = field(default_factory=dict)

@@ -65,12 +65,19 @@ def matmul(k: Source, p: Product, tile: Tile, count: str, split_programs: bool, 
         k.line("wn = n")
     if p.rows is not None:
         k.line(f"scale = {row_scales(k, p.rows, 'sums', 'm', 'BM', 'live')}")
+    names = sums_over_k(k, p, tile, "tl.program_id(2)" if separate else "")
+    if separate:
+        _gather_splits(k, p, names)
+    epilogue(names)
+
+
+def sums_over_k(k: Source, p: Product, tile: Tile, split: str = "") -> list[str]:
+    """Names of the sums [BN, BM], one for each half: of one ``split`` of the runs over K, or of all."""
     depth = p.quant.block if p.quant else tile.depth
     run = p.k // p.splits if p.splits > 1 else -(-p.k // depth) * depth
     names = [f"acc{h}" for h in range(p.halves)]
-    if separate or p.splits == 1:
-        start = f"tl.program_id(2) * {run}" if separate else "0"
-        _run(k, p, tile, names, start, run, depth)
+    if split or p.splits == 1:
+        _run(k, p, tile, names, f"{split} * {run}" if split else "0", run, depth)
     else:
         for name in names:
             k.line(f"{name}_all = tl.zeros((BN, BM), tl.float32)")
@@ -79,9 +86,7 @@ def matmul(k: Source, p: Product, tile: Tile, count: str, split_programs: bool, 
             for name in names:
                 k.line(f"{name}_all += {name}")
         names = [f"{name}_all" for name in names]
-    if separate:
-        _gather_splits(k, p, names)
-    epilogue(names)
+    return names
 
 
 def _run(k: Source, p: Product, tile: Tile, names: list[str], start: str, run: int, depth: int) -> None:

@@ -30,7 +30,8 @@ def make_cuda_plan(
     """The plan of everything that was lowered. ``binaries``: by kernel name."""
     (logits,) = ctx.graph.outputs
     out = ctx.view(logits).storage
-    lifetimes = _lifetimes(ctx.calls, out)
+    assert ctx.best is not None
+    lifetimes = _lifetimes(ctx.calls, (out, *(view.storage for view in ctx.best)))
     offsets, sizes = assign_offsets(lifetimes)
     number = {life.storage: i for i, life in enumerate(lifetimes)}
     kernel_number = {name: i for i, name in enumerate(ctx.kernels)}
@@ -50,6 +51,8 @@ def make_cuda_plan(
         ),
         calls=tuple(_call(ctx, c, number, kernel_number) for c in ctx.calls),
         logits=number[out],
+        best=(number[ctx.best[0].storage], number[ctx.best[1].storage]),
+        best_parts=ctx.best[0].access.shape[0],
     )
 
 
@@ -59,14 +62,14 @@ def _buckets(changes: set[int]) -> tuple[int, ...]:
     return tuple(sorted(powers | changes))
 
 
-def _lifetimes(calls: list[PendingCall], out: Storage) -> list[Lifetime]:
+def _lifetimes(calls: list[PendingCall], results: Sequence[Storage]) -> list[Lifetime]:
     first: dict[Storage, int] = {}
     last: dict[Storage, int] = {}
     for i, call in enumerate(calls):
         for storage in buffers_of(call.choices):
             first.setdefault(storage, i)
             last[storage] = i
-    last[out] = len(calls)
+    last |= dict.fromkeys(results, len(calls))
     return [Lifetime(s, first[s], last[s]) for s in first]
 
 

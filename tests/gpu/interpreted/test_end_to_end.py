@@ -7,6 +7,7 @@ interpreting its source, so arguments, arenas, copies, graphs and results are al
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,8 @@ def generated(llm: LLM) -> list[tuple[list[int], list[dict[int, float]]]]:
     """Of each prompt its tokens, and of each token the likeliest ones with their logarithms."""
     try:
         found = llm.engine.generate(PROMPTS, GREEDY)
+        (alone,) = llm.engine.generate(PROMPTS[:1], replace(GREEDY, logprobs=None))  # whose logits nobody reads
+        assert alone.token_ids == found[0].token_ids
         return [(list(c.token_ids), [dict(t.top) for t in c.logprobs]) for c in found]
     finally:
         llm.close()

@@ -207,6 +207,25 @@ def test_float8_knows_all_its_numbers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(step.run([(0, 1)], zero, zero, zero), E4M3[codes])
 
 
+@pytest.mark.parametrize("width", [300, 4096, 9000])
+def test_likeliest_tokens(width: int, tmp_path: Path) -> None:
+    """The first of equals; infinity for a NaN."""
+    rng = np.random.default_rng(width)
+    table = rng.integers(-50, 50, (4, width)).astype(np.float32)  # with many equals
+    table[2, width // 2] = np.nan
+    table[3, -1] = 77
+    weights: dict[str, Weight] = {"x": Dense(table, "f32")}
+    graph = new_graph()
+    x = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
+    step = GpuStep(finished(graph, x), weights, tmp_path, "f32", 64)
+    numbers = np.arange(4, dtype=np.int32)
+    step.run([(0, 4)], numbers, numbers, numbers)
+    values, places = step.executor.best
+    part = values.argmax(1)
+    assert places[numbers, part][[0, 1, 3]].tolist() == table.argmax(1)[[0, 1, 3]].tolist()
+    assert values.max(1).tolist() == [*table[:2].max(1), np.inf, 77]
+
+
 def attended(q: Array, k: Array, v: Array, window: int, softcap: float, sinks: Array | None) -> Array:
     """Causal attention of one sequence in float64: [T, H, DV]."""
     group, n = q.shape[1] // k.shape[1], len(q)
