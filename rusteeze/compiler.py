@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,15 +26,7 @@ from rusteeze.artifact.plan_text import plan_text
 from rusteeze.artifact.store import publish
 from rusteeze.artifact.tuned import TUNING, fingerprint, processor, user_table
 from rusteeze.codegen.bodies import attention_of
-from rusteeze.codegen.cpu.build import LibraryBuilds
 from rusteeze.codegen.cpu.isa import ALL, Isa
-from rusteeze.codegen.cpu.lower import Lowered, LoweringOptions, lower
-from rusteeze.codegen.cpu.tuning_table import (
-    ProcessorTable,
-    encode_table,
-    tables_for,
-    used_entries,
-)
 from rusteeze.codegen.gpu.build import build_kernels
 from rusteeze.codegen.gpu.lower import GpuOptions, lower_for_gpu
 from rusteeze.codegen.gpu.lowering import Lowering as GpuLowering
@@ -51,6 +44,10 @@ from rusteeze.passes.pipeline import fusing, lowering, raising, rounding, run_pa
 from rusteeze.source import Source
 from rusteeze.version import compiler_version
 from rusteeze.weights import Dense, Weight
+
+if TYPE_CHECKING:  # TVM is loaded where kernels for processors are wanted, and nowhere else
+    from rusteeze.codegen.cpu.lower import Lowered
+    from rusteeze.codegen.cpu.tuning_table import ProcessorTable
 
 Report = Callable[[str, float], None]
 DEFAULT_MODEL_LEN = 4096
@@ -82,6 +79,8 @@ def _build(
     model: Source, folder: Path, options: CompileOptions, facts: dict[str, Any], progress: Report
 ) -> None:
     observer = Observer.from_environment()
+    if options.cpu and find_spec("tvm") is None:
+        raise UserError("compiling for processors needs the package apache-tvm; run: pip install 'rusteeze[compile]'")
     progress("reading the checkpoint", 0.0)
     checkpoint = open_checkpoint(model.path)
     # what is wrong with the files is told before any long work
@@ -141,6 +140,8 @@ def optimize_for_cuda(
 
 def known_schedules() -> tuple[ProcessorTable, ...]:
     """What was measured on this processor."""
+    from rusteeze.codegen.cpu.tuning_table import tables_for
+
     return tables_for(processor(), user_table())
 
 
@@ -148,6 +149,8 @@ def lower_for_host(
     graph: Graph, max_model_len: int, tables: tuple[ProcessorTable, ...]
 ) -> Lowered:
     """Kernels and plan for this kind of machine, with the schedules in ``tables``."""
+    from rusteeze.codegen.cpu.lower import LoweringOptions, lower
+
     options = LoweringOptions(max_model_len, host_isas(), tables)
     return lower(graph, options)
 
@@ -180,6 +183,9 @@ def building(
     lowered: Lowered, folder: Path, jobs: int | None, observer: Observer
 ) -> Iterator[None]:  # fmt: skip
     """Write the plan, the schedules and, beside what the block does, the libraries into an artifact."""
+    from rusteeze.codegen.cpu.build import LibraryBuilds
+    from rusteeze.codegen.cpu.tuning_table import encode_table, used_entries
+
     (folder / "plan.json").write_bytes(encode_plan(lowered.plan))
     (folder / TUNING).write_bytes(encode_table(used_entries(lowered.kernels.values(), lowered.options)))
     if observer.folder:
