@@ -25,7 +25,7 @@ BLOCK = 128  # columns after which what is left is corrected at once
 class Gptq:
     """See rusteeze.quantize.method.Method."""
 
-    act_order: bool = False
+    act_order: bool = True
     reads_inputs: ClassVar[bool] = True
     follows_rounded: ClassVar[bool] = True
 
