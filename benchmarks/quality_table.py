@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/quality_table.py MODEL --work DIR [--minutes 4] [--parts make evaluate speed append]
 
-``make`` quantises, ``evaluate`` compares what is there with the original (quality_eval.py), ``speed`` measures the compiled
+``make`` quantises (and writes what it calibrates on, for quality_reference.py), ``evaluate`` compares what is there with the original (quality_eval.py), ``speed`` measures the compiled
 artifacts in turns (one sequence, as run.py does; with nothing else running), ``append`` adds the rows of all
 cases that are finished. Each part goes on where an earlier run stopped; none begins anything new after so
 many minutes. ``--cases`` names some of them.
@@ -26,8 +26,11 @@ import machine
 from engines import ours
 from measurements import decode_rate, prefill_rate
 from quality_eval import evaluate, weight_bytes
-from quality_text import docstrings
+from quality_text import WINDOW, docstrings
 from turns import Effort, in_turns
+
+from rusteeze.frontend.checkpoint import open_checkpoint
+from rusteeze.quantize.calibration import windows
 
 ROWS = Path(__file__).with_name("quality.csv")
 PARTS = ("make", "evaluate", "speed", "append")
@@ -74,6 +77,8 @@ class Job:
 def make(job: Job, wanted: list[Case]) -> None:
     text = job.work / "calibration.txt"
     text.write_text(docstrings(), encoding="utf-8")
+    ids = windows(open_checkpoint(job.model), docstrings(), CALIBRATION_TOKENS, WINDOW)
+    (job.work / "calibration.json").write_text(json.dumps([w.tolist() for w in ids]))
     for case in wanted:
         if case.options is None or job.path(case).exists() or job.late:
             continue
