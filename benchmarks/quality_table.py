@@ -23,13 +23,14 @@ from functools import partial
 from pathlib import Path
 
 import machine
-from engines import ours
-from measurements import decode_rate, prefill_rate
+from engines import compiled
 from quality_eval import evaluate, weight_bytes
 from quality_text import WINDOW, docstrings
-from turns import Effort, in_turns
 
 from rusteeze.frontend.checkpoint import open_checkpoint
+from rusteeze.peers.rates import decode_rate, prefill_rate
+from rusteeze.peers.turns import Effort, in_turns
+from rusteeze.peers.watch import watched
 from rusteeze.quantize.calibration import windows
 
 ROWS = Path(__file__).with_name("quality.csv")
@@ -103,12 +104,12 @@ def evaluate_cases(job: Job, wanted: list[Case]) -> None:
 def speed(job: Job, wanted: list[Case]) -> None:
     """The compiled artifacts of some cases at a time, in turns."""
     for some in _groups([c for c in wanted if job.path(c).exists() and "decode" not in kept(job, c)]):
-        engines = {c: ours(job.path(c), c.name, job.work, machine.cores()) for c in some}
+        engines = {c: compiled(job.path(c), c.name, job.work, machine.cores()) for c in some}
         if job.late:
             return
         for what, value in (("decode", partial(decode_rate, "decode 1", 1)), ("prefill", partial(prefill_rate, "prefill 512", 512))):  # fmt: skip
             work = {
-                c.name: lambda seed, e=e, value=value: machine.watched(lambda: value(e, seed), e.used_seconds)
+                c.name: lambda seed, e=e, value=value: watched(lambda: value(e, seed), e.used_seconds)
                 for c, e in engines.items()
             }
             found = in_turns(work, Effort(REPEATS))

@@ -25,7 +25,7 @@ from rusteeze.peers.turns import Effort, in_turns
 from rusteeze.peers.watch import Measured
 
 SCRIPTS = Path(run.__file__).parent.glob("*.py")
-PEERS = ("llama_cpp",)  # in an environment of its own
+PEERS = ("llama_cpp", "llmcompressor")  # each in an environment of its own
 SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
