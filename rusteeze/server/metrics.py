@@ -93,6 +93,9 @@ class Metrics:
         self._between = histogram(
             "inter_token_latency_seconds", "From one token of a sequence to its next", _TOKEN_SECONDS
         )
+        self._grammars = histogram(
+            "grammar_compile_seconds", "Wait of a request for its grammar", _TOKEN_SECONDS
+        )
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self.registry)
@@ -111,10 +114,15 @@ class Metrics:
             self._end(output, output.finish_reason)
 
     def startup(self, phases: Mapping[str, float], artifact: str) -> None:
-        """Seconds of each phase of the start, and where the artifact came from: hit, miss or given."""
+        """Seconds of each phase of the start, and where the artifact came from: hit, miss, quarantined (a broken
+        one was compiled again) or given."""
         for phase, seconds in phases.items():
             self._phases.labels(phase).set(seconds)
         self._artifacts.labels(artifact).inc()
+
+    def grammar(self, seconds: float) -> None:
+        """How long a request waited for its grammar, which is compiled or found."""
+        self._grammars.observe(seconds)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
