@@ -82,7 +82,8 @@ def _layers(options: AppOptions) -> list[Middleware]:
         layers.append(
             Middleware(
                 CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["GET", "POST"],
-                allow_headers=["authorization", "content-type"], expose_headers=["x-request-id"],
+                allow_headers=["*"],  # clients in browsers bring many of their own, such as x-stainless-lang
+                expose_headers=["x-request-id", "warning", "retry-after"],
             )
         )  # fmt: skip
     if options.api_key is not None:
