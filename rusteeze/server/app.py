@@ -23,7 +23,7 @@ from rusteeze.server.last_resort import LastResort
 from rusteeze.server.openapi import openapi
 from rusteeze.server.responses import responses
 from rusteeze.server.service import Service
-from rusteeze.server.tokenizing import detokenize, tokenize
+from rusteeze.server.tokenizing import detokenize, tokenize, tokenizer_info
 
 ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
@@ -31,6 +31,7 @@ ROUTES = [
     Route("/v1/responses", responses, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/tokenizer_info", tokenizer_info, methods=["GET"]),
     Route("/v1/models", status.models, methods=["GET"]),
     Route("/v1/models/{model:path}", status.model, methods=["GET"]),
     Route("/health", status.ready, methods=["GET"]),
