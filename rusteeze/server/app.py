@@ -42,7 +42,7 @@ ROUTES = [
     Route("/openapi.json", openapi, methods=["GET"]),
 ]
 
-_HTTP_MESSAGES = {404: "there is no such path", 405: "this path does not take this method"}
+_HTTP_MESSAGES = {404: "there is no such path; /openapi.json lists those that there are", 405: "this path does not take this method"}
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,9 @@ async def tokenizer_info(request: Request) -> Response:
     service: Service = request.app.state.service
     model = service.model
     words = model.defaults.get("special_tokens") or {}
-    special = [words.get(f"{name}_token") for name in ("bos", "eos", "pad", "unk")]
     template = model.template.source if model.template else None
-    return json_response(TokenizerInfo(model.vocab_size, model.max_model_len, *special, template))
+    found = TokenizerInfo(
+        model.vocab_size, model.max_model_len, words.get("bos_token"), words.get("eos_token"),
+        words.get("pad_token"), words.get("unk_token"), template,
+    )  # fmt: skip
+    return json_response(found)
