@@ -10,11 +10,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from live import MODEL, Live, PacedExecutor, live, until
 from prometheus_client.parser import text_string_to_metric_families
+
+from rusteeze.runtime.interface import RequestOutput
+from rusteeze.server.metrics import Memory, Metrics
 
 P = "rusteeze_inference_"
 NAMES = {
@@ -76,6 +80,23 @@ def test_tokens_are_those_of_the_answers() -> None:
         # A prompt counts once in an answer's usage but is computed for each choice.
         assert server.metric(f"{P}prompt_tokens_total") == 2 * sum(u["prompt_tokens"] for u in usages)
         assert server.metric(f"{P}tokens_per_second") > 0
+
+
+def test_the_rate_is_that_of_the_last_ten_seconds(tiny: Live) -> None:
+    now = 100.0
+    metrics = Metrics(MODEL, tiny.engine.stats, Memory(0, 0), clock=lambda: now)
+
+    def rate() -> float | None:
+        return metrics.registry.get_sample_value(f"{P}tokens_per_second")
+
+    for _ in range(600):  # 20 tokens a second, for 30 seconds
+        now += 0.05
+        metrics.output(RequestOutput("r", token_ids=(1,)))
+    assert rate() == pytest.approx(20, rel=0.02)
+    now += 5
+    assert rate() == pytest.approx(10, rel=0.02)
+    now += 5.1
+    assert rate() == 0
 
 
 def test_every_request_with_a_grammar_waits_for_it_once() -> None:
