@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import gpu_models
-import gpu_peers
 import numpy as np
 from gpu_models import INT4, make_plan, names_with_plans, open_model, plan_folder
 
@@ -209,7 +208,14 @@ def ceilings(place: Place) -> Rows:
         found = measure_copying(session, session.stream())
         session.close()
         yield {"what": "driver copy", "gb_per_s": found.read / 1e9}
-    yield from gpu_peers.ceilings(place.tiny)
+    yield from peers().ceilings(place.tiny)
+
+
+def peers() -> Any:
+    """What stands beside our engine; our own sections need none of its packages."""
+    import gpu_peers
+
+    return gpu_peers
 
 
 BY_NAME: dict[str, Callable[..., Rows]] = {
@@ -218,8 +224,8 @@ BY_NAME: dict[str, Callable[..., Rows]] = {
     "correctness": correctness,
     "ours": ours,
     "start": start,
-    "matrices": lambda place: gpu_peers.matrices(place.tiny),
-    "attention": lambda place: gpu_peers.attention(place.tiny),
-    "torch": lambda place, name: gpu_peers.decoding(name, place.tiny),
-    "hf": lambda place, name: gpu_peers.continuous_batching(name, place.tiny),
+    "matrices": lambda place: peers().matrices(place.tiny),
+    "attention": lambda place: peers().attention(place.tiny),
+    "torch": lambda place, name: peers().decoding(name, place.tiny),
+    "hf": lambda place, name: peers().continuous_batching(name, place.tiny),
 }

@@ -73,6 +73,16 @@ def matmul(k: Source, p: Product, tile: Tile, count: str, split_programs: bool, 
     epilogue(names)
 
 
+def at_matrix(k: Source, p: Product, index: str) -> None:
+    """Move the weight's parameters to one matrix of a stack."""
+    k.line(f"w = w + {index}.to(tl.int64) * {p.quant.code_bytes if p.quant else p.n * p.k}")
+    if p.quant is not None:
+        size = p.quant.groups * p.quant.padded_n
+        k.line(f"scales = scales + {index}.to(tl.int64) * {size}")
+        if p.quant.format.family == "affine" and not p.quant.format.symmetric:
+            k.line(f"minimums = minimums + {index}.to(tl.int64) * {size}")
+
+
 def sums_over_k(k: Source, p: Product, tile: Tile, split: str = "") -> list[str]:
     """Names of the sums [BN, BM], one for each half: of one ``split`` of the runs over K, or of all."""
     depth = p.quant.block if p.quant else tile.depth

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gpu as gpu_command
 import pytest
+from smollm2 import python
 
 
 def test_all_sections_fit_into_nine_minutes() -> None:
@@ -57,3 +58,9 @@ def test_a_plan_is_made_without_a_gpu(tmp_path: Path) -> None:
     (row,) = record["rows"]
     assert row["kernels"] > 5
     assert list((tmp_path / "plans/tiny-bf16/cuda").glob("sm_*/*.cubin"))
+
+
+def test_our_own_sections_need_no_packages_of_peers() -> None:
+    folder = str(Path(gpu_command.__file__).parent)
+    script = f"import sys; sys.path.insert(0, {folder!r}); import gpu_sections; print({{'torch', 'transformers'}} & set(sys.modules))"
+    assert python("-c", script).strip() == "set()"
