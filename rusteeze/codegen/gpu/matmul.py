@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from rusteeze.codegen.gpu.lowering import NormedRows
 from rusteeze.codegen.gpu.norm_inputs import normed, row_scales
+from rusteeze.codegen.gpu.pairwise import pairwise
 from rusteeze.codegen.gpu.schedule import Tile
 from rusteeze.codegen.gpu.source import Source, row_index
 from rusteeze.codegen.gpu.weights import TILE_ROWS, QuantShape
@@ -114,8 +115,8 @@ def _run(k: Source, p: Product, tile: Tile, names: list[str], start: str, run: i
 
 
 def copies_tiles(p: Product, tile: Tile) -> bool:
-    """Whether hardware that copies tiles copies those of this product: of prompts, whose programs wait for no
-    other memory. Rows must begin at multiples of 16 bytes."""
+    """Whether hardware that copies tiles copies those of this product: large ones of plain bf16, whose rows begin at
+    multiples of 16 bytes."""
     plain = p.quant is None and p.rows is None and p.x_dtype == p.weight_dtype == "bf16"
     return plain and not tile.up_to and p.k % 8 == p.x_stride % 8 == 0
 
@@ -181,7 +182,8 @@ def _quantised_step(k: Source, p: Product, q: QuantShape, names: list[str]) -> N
     for part in range(parts):
         k.line(f"b{part} = {_activations(k, p, f'(k0 + {part * q.step} + j)', ragged)}")
         if q.format.family == "affine" and not q.format.symmetric:
-            k.line(f"sum{part} = tl.sum(b{part}.to(tl.float32), 0)")
+            wide = k.let(f"tl.reshape(b{part}.to(tl.float32), (1, {q.step}, BM))")
+            k.line(f"sum{part} = tl.reshape({pairwise(k, wide, (1, q.step, 'BM'))}, (BM,))")
     for half, name in enumerate(names):
         row = f"wn + {half * p.n}" if half else "wn"
         k.line(f"r = {row_index(row, p.halves * p.n * p.k)}")
