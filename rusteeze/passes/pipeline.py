@@ -46,11 +46,10 @@ def raising(tables: Mapping[str, np.ndarray] | None = None) -> list[Pass]:
     ]
 
 
-def lowering(latents: bool = True) -> list[Pass]:
-    """From the raised graph towards kernels: the same meaning in fewer and larger products, and with
-    ``latents`` in smaller caches (CPU)."""
-    smaller = [CacheLatents()] if latents else []
-    return [*smaller, SinkGatherRows(), FuseLinears(), Canonicalize()]
+def lowering() -> list[Pass]:
+    """From the raised graph towards kernels: the same meaning in fewer and larger products, and in smaller
+    caches."""
+    return [CacheLatents(), SinkGatherRows(), FuseLinears(), Canonicalize()]
 
 
 def rounding(activations: str, cache: str, codes: str = "int8") -> list[Pass]:
