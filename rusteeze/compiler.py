@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,13 @@ from rusteeze.codegen.statics import Statics, plain
 from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
 from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
+from rusteeze.frontend.stored_weight import SortedColumns
 from rusteeze.frontend.trace import trace
 from rusteeze.ir import Graph, print_graph
 from rusteeze.ir.storage import is_quantized, rounding_for
 from rusteeze.observe import Observer
 from rusteeze.passes.pipeline import fusing, lowering, raising, rounding, run_passes
+from rusteeze.passes.sort_columns import COLUMNS, SORTED, SortedWeight
 from rusteeze.source import Source
 from rusteeze.version import compiler_version
 from rusteeze.weights import Dense, Weight
@@ -105,9 +108,10 @@ def _build(
         facts |= cuda_facts(gpu)
     if options.cpu:
         progress("rewriting", 0.35)
-        activations = choose_activations(graph, options)
+        columns = {n: SortedWeight(s.columns, s.format) for n, s in weights.sorted.items()}
+        activations = choose_activations(graph, options, columns)
         kv_dtype = choose_kv_dtype(activations, options)
-        optimize(graph, traced.constants, activations, kv_dtype, observer)
+        optimize(graph, traced.constants, activations, kv_dtype, observer, columns)
         progress("generating kernels", 0.45)
         lowered = lower_for_host(graph, max_model_len, known_schedules())
         with building(lowered, folder, options.jobs, observer):
@@ -122,9 +126,10 @@ def optimize(
     activations: str,
     kv_dtype: str,
     observer: Observer | None = None,
+    columns: Mapping[str, SortedWeight] | None = None,
 ) -> None:
-    """All passes, in place, up to the graph that is lowered."""
-    passes = [*raising(constants), *lowering(), *rounding(activations, kv_dtype), *fusing()]
+    """All passes, in place, up to the graph that is lowered. ``columns``: see SortColumns."""
+    passes = [*raising(constants), *lowering(columns=columns), *rounding(activations, kv_dtype), *fusing()]
     run_passes(graph, passes, observer)
 
 
@@ -217,9 +222,21 @@ class Weights:
         stored = self.checkpoint.format_of(name)
         return self.dtype if self._converts(stored, rank) else stored
 
+    @cached_property
+    def sorted(self) -> dict[str, SortedColumns]:
+        """The weights that keep their codes if their columns are sorted, by name."""
+        plain = [p for p in self.checkpoint.params() if self.checkpoint.format_of(p) == "f32"]
+        found = {name: self.checkpoint.sorted_columns(name) for name in plain}
+        return {name: s for name, s in found.items() if s is not None}
+
     def load(self, name: str) -> Weight:
+        """Also what SortColumns asks for under names of its own."""
         if name in self.constants:
             return plain(self.constants[name])
+        if name.endswith(SORTED):
+            return self.sorted[name.removesuffix(SORTED)].load()
+        if name.endswith(COLUMNS):
+            return plain(self.sorted[name.removesuffix(COLUMNS)].columns)
         weight = self.checkpoint.load(name)
         if isinstance(weight, Dense) and self._converts(weight.dtype, len(weight.shape)):
             return weight.converted(self.dtype)
@@ -229,11 +246,14 @@ class Weights:
         return self.dtype != "auto" and rank > 1 and stored in PLAIN_FLOATS
 
 
-def choose_activations(graph: Graph, options: CompileOptions) -> str:
-    """What "auto" means: the coarsest rounding that some matrix asks for by its format."""
+def choose_activations(
+    graph: Graph, options: CompileOptions, columns: Mapping[str, SortedWeight] | None = None
+) -> str:
+    """What "auto" means: the coarsest rounding that some matrix asks for by its format, sorted or not."""
     if options.activations != "auto":
         return options.activations
-    wanted = {rounding_for(v.format) for v in graph.weights.values() if v.type.rank > 1}
+    formats = {v.format for v in graph.weights.values() if v.type.rank > 1}
+    wanted = set(map(rounding_for, formats | {s.format for s in (columns or {}).values()}))
     return next((kind for kind in ("int8", "bf16") if kind in wanted), "f32")
 
 
