@@ -16,7 +16,7 @@ from itertools import chain
 
 import numpy as np
 
-from rusteeze.runtime.blocks import blocks_for
+from rusteeze.runtime.blocks import new_block_table
 from rusteeze.runtime.scheduler import Chunk, Step
 
 
@@ -50,7 +50,7 @@ def build_batch(step: Step, block_size: int) -> Batch:
     lengths = np.array([len(chunk.token_ids) for chunk in chunks], np.int32)
     query_start = np.zeros(len(chunks) + 1, np.int32)
     np.cumsum(lengths, out=query_start[1:])
-    tables = _block_tables(chunks, block_size)
+    tables = _block_tables(chunks, -(-(starts + lengths) // block_size))
 
     owner = np.repeat(np.arange(len(chunks), dtype=np.int32), lengths)  # [T], index into S
     positions = np.arange(query_start[-1], dtype=np.int32) + (starts - query_start[:-1])[owner]
@@ -68,8 +68,8 @@ def build_batch(step: Step, block_size: int) -> Batch:
 
 def _decode_batch(chunks: tuple[Chunk, ...], starts: np.ndarray, block_size: int) -> Batch:
     """The same where every chunk is one token with one row: nearly all steps, and nothing is ragged."""
-    tables = _block_tables(chunks, block_size)
     block, offset = np.divmod(starts, np.int32(block_size))
+    tables = _block_tables(chunks, block + 1)
     rows = np.arange(len(chunks) + 1, dtype=np.int32)
     return Batch(
         input_ids=np.array([chunk.token_ids[0] for chunk in chunks], np.int32),
@@ -82,11 +82,15 @@ def _decode_batch(chunks: tuple[Chunk, ...], starts: np.ndarray, block_size: int
     )
 
 
-def _block_tables(chunks: tuple[Chunk, ...], block_size: int) -> np.ndarray:
-    needed = [blocks_for(chunk.end, block_size) for chunk in chunks]
-    tables = np.zeros((len(chunks), max(needed)), np.int32)
-    for row, chunk, num_blocks in zip(tables, chunks, needed, strict=True):
-        row[:num_blocks] = np.frombuffer(chunk.block_table, np.int32, num_blocks)
+def _block_tables(chunks: tuple[Chunk, ...], needed: np.ndarray) -> np.ndarray:
+    """The first ``needed`` blocks of each chunk's table, in a row filled up with 0."""
+    joined = new_block_table()
+    for chunk, num_blocks in zip(chunks, needed.tolist(), strict=True):
+        table = chunk.block_table
+        joined.extend(table if len(table) == num_blocks else table[:num_blocks])
+    width = needed.max()
+    tables = np.zeros((len(chunks), width), np.int32)
+    tables[np.arange(width) < needed[:, None]] = np.frombuffer(joined, np.int32)
     return tables
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rusteeze.runtime.batch import build_batch
+from rusteeze.runtime.choose_tokens import TokenChooser
 from rusteeze.runtime.config import EngineConfig, SchedulerLimits
 from rusteeze.runtime.intake import Intake
 from rusteeze.runtime.interface import (
@@ -31,7 +31,6 @@ from rusteeze.runtime.interface import (
     ExecutorLost,
     Fault,
     FinishReason,
-    KnowsBest,
     Prompt,
     QueueFull,
     RequestError,
@@ -40,7 +39,7 @@ from rusteeze.runtime.interface import (
 )
 from rusteeze.runtime.params import Grammar
 from rusteeze.runtime.request import LiveRequest
-from rusteeze.runtime.sampler import NotFiniteError, Sample, SamplingError, sample_rows
+from rusteeze.runtime.sampler import NotFiniteError, SamplingError
 from rusteeze.runtime.scheduler import Scheduler, Step
 from rusteeze.runtime.stats import EngineStats, Tokens, snapshot
 from rusteeze.runtime.stream import Mailbox
@@ -63,7 +62,7 @@ class SyncEngine:
     ) -> None:  # fmt: skip
         config = config or EngineConfig()
         self._executor = executor
-        self._knows_best = executor if isinstance(executor, KnowsBest) else None
+        self._chooser = TokenChooser(executor)
         self._clock = clock
         self._scratch = np.empty(executor.vocab_size, np.float32)
         layout = cache_layout if config.prefix_caching else None
@@ -216,39 +215,25 @@ class SyncEngine:
         requests = [self._requests[chunk.sequence_id] for chunk in step.chunks]
         now = self._clock()
         for request in requests:
-            request.clock.start(now)
+            if request.clock.scheduled is None:
+                request.clock.scheduled = now
         try:
-            logits = self._executor.execute(build_batch(step, self._executor.block_size))
-            samples = self._sample(step, logits)
+            sampled = requests
+            if not step.is_decode:
+                sampled = [r for r, chunk in zip(requests, step.chunks, strict=True) if chunk.samples]
+            logits, chosen = self._chooser.run(step, [request.sampler for request in sampled])
         except ExecutorLost:
             raise
         except Exception:
             _log.exception("the executor failed; the %d requests of its step end", len(requests))
             return [self._fail(request, Fault.EXECUTOR) for request in requests]
         self.scheduler.commit(step)
-        outputs = self._read_prompt_rows(step, logits) if len(logits) > len(samples) else []
+        outputs = self._read_prompt_rows(step, logits) if len(logits) > len(chosen) else []
         now = self._clock()
-        for request, sample in samples:
+        for request, sample in zip(sampled, chosen, strict=True):
             if request.sequence.finish_reason is None:
                 outputs.append(self._guard(request, request.accept, sample, now))
         return outputs
-
-    def _sample(
-        self, step: Step, logits: np.ndarray
-    ) -> list[tuple[LiveRequest, Sample | Exception]]:  # fmt: skip
-        """What comes after every sequence whose known tokens are all computed now."""
-        requests = [self._requests[chunk.sequence_id] for chunk in step.chunks if chunk.samples]
-        if not requests:
-            return []
-        best = self._knows_best.best_tokens() if self._knows_best else None
-        wanted = logits
-        if not step.is_decode:
-            rows = [end - 1 for chunk, _, end in step.rows_of_chunks() if chunk.samples]
-            wanted, best = logits[rows], None if best is None else best[rows]
-        if best is None:
-            best = wanted.argmax(axis=1)
-        samples = sample_rows(wanted, best, [request.sampler for request in requests], self._scratch)
-        return list(zip(requests, samples, strict=True))
 
     def _read_prompt_rows(self, step: Step, logits: np.ndarray) -> list[RequestOutput]:
         outputs = []

@@ -23,16 +23,11 @@ from rusteeze.runtime.tokens import Detokenizer, Tokenizer
 
 @dataclass
 class RequestClock:
-    """Moments in seconds of the engine's clock; None until it happened. Preemption changes none."""
+    """Moments in seconds of the engine's clock; None until it happened, the first time. Preemption changes none."""
 
     arrived: float
     scheduled: float | None = None
     first_token: float | None = None
-
-    def start(self, now: float) -> None:
-        """Note the first time that the request is computed."""
-        if self.scheduled is None:
-            self.scheduled = now
 
     def timing(self, now: float) -> Timing:
         return Timing(
@@ -86,6 +81,7 @@ class LiveRequest:
         self._end_ids = end_ids
         limit = max_sequence_len - sequence.num_prompt_tokens
         self._max_tokens = min(limit, params.max_tokens or limit)
+        self._ends_by_tokens = not params.stop and params.grammar is None  # and by nothing else
 
     def accept(self, sample: Sample | Exception, now: float) -> RequestOutput:
         """Take one more token; the output has a finish reason when it was the last.
@@ -129,6 +125,8 @@ class LiveRequest:
         if token_id in self._end_ids and past_minimum:
             return self._text.finish(), FinishReason.STOP, token_id
         text = self._text.push(token_id, match_stops=past_minimum)
+        if self._ends_by_tokens and num_output < self._max_tokens:  # nearly all tokens
+            return text, None, None
         if self._text.matched_stop is not None:
             return text, FinishReason.STOP, self._text.matched_stop
         if self.sampler.is_complete:

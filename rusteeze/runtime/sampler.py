@@ -74,12 +74,13 @@ class RequestSampler:
         self._end_ids = np.array(sorted({*ends, *params.stop_token_ids}), np.int64)
         self._counts = TokenCounts(prompt_ids) if _has_penalties(params) else None
         self._edits = bool(self._counts or len(self._bias_ids) or constraint)
+        self._num_without_ends = params.min_tokens if len(self._end_ids) else 0
         self._plain = params.temperature == 0 and params.logprobs is None and not self._edits
 
     @property
     def is_argmax(self) -> bool:
         """The next token is the argmax of the row as it is, and nothing else is asked for."""
-        return self._plain and not self._masks_ends
+        return self._plain and self.num_sampled >= self._num_without_ends
 
     @property
     def is_complete(self) -> bool:
@@ -107,7 +108,7 @@ class RequestSampler:
 
     @property
     def _masks_ends(self) -> bool:
-        return self.num_sampled < self.params.min_tokens and len(self._end_ids) > 0
+        return self.num_sampled < self._num_without_ends
 
     def _edit(self, row: np.ndarray, scratch: np.ndarray) -> np.ndarray:
         if not self._edits and not self._masks_ends:

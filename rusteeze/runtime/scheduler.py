@@ -25,6 +25,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count, pairwise
 
 import msgspec
@@ -68,7 +69,7 @@ class Step:
     def num_tokens(self) -> int:
         return sum(len(chunk.token_ids) for chunk in self.chunks)
 
-    @property
+    @cached_property
     def is_decode(self) -> bool:
         """Every chunk is one token from which one is sampled."""
         return all(chunk.samples and len(chunk.token_ids) == 1 for chunk in self.chunks)
@@ -152,7 +153,7 @@ class Scheduler:
         budget = self.limits.max_batched_tokens
         filling: set[bytes] = set()
         for sequence in sorted(self._running, key=_is_prefill):
-            wanted = min(budget, sequence.num_uncomputed)
+            wanted = min(budget, len(sequence.token_ids) - sequence.num_computed)
             if wanted and self._make_room(sequence, wanted, preempted):
                 chunk = self._chunk(sequence, budget)
                 chunks.append(chunk)
@@ -173,12 +174,16 @@ class Scheduler:
         for chunk in step.chunks:
             sequence = self._sequences.get(chunk.sequence_id)
             if sequence is not None and sequence.num_computed == chunk.start:
-                sequence.advance(len(chunk.token_ids))
-                if self.prefixes and chunk.end % size < len(chunk.token_ids):
+                num_tokens = len(chunk.token_ids)
+                sequence.advance(num_tokens)
+                if sequence.num_computed % size < num_tokens and self.prefixes:
                     self.prefixes.store(sequence, chunk.start, chunk.end)
 
     def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
         start, tokens = sequence.num_computed, sequence.token_ids
+        if len(tokens) == start + 1:  # nearly all chunks
+            last = (tokens[start],)
+            return Chunk(sequence.id, start, last, sequence.block_table, num_rows=1, samples=True)
         end = min(len(tokens), start + budget)
         return Chunk(
             sequence.id, start, tuple(tokens[start:end]), sequence.block_table,
@@ -189,7 +194,7 @@ class Scheduler:
         """Blocks for the next tokens, by preemption if need be. False if it lost its own."""
         end = sequence.num_computed + num_tokens
         if end <= len(sequence.block_table) * self.limits.block_size:
-            return sequence.state is State.RUNNING
+            return True  # whoever was preempted has no blocks
         while sequence.state is State.RUNNING and self._missing_blocks(sequence, end):
             if self.pool.num_free:
                 sequence.block_table.append(self.pool.allocate())
@@ -283,4 +288,4 @@ def precedence(sequence: Sequence) -> tuple[int, int]:
 
 
 def _is_prefill(sequence: Sequence) -> bool:
-    return sequence.num_uncomputed > 1
+    return len(sequence.token_ids) - sequence.num_computed > 1

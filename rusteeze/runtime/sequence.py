@@ -94,10 +94,12 @@ class Sequence:
     def advance(self, count: int) -> None:
         """The KV of the next ``count`` tokens is in the cache now."""
         self._expect(State.RUNNING, "advance")
-        if count > self.num_uncomputed:
+        computed = self.num_computed + count
+        if computed > len(self.token_ids):
             raise RuntimeError(f"sequence {self.id}: {count} > {self.num_uncomputed} tokens")
-        self.num_computed += count
-        self.next_row = max(self.next_row, self.num_computed)
+        self.num_computed = computed
+        if computed > self.next_row:
+            self.next_row = computed
 
     def admit(self, num_cached: int = 0) -> None:
         """The KV of ``num_cached`` tokens is in the cache already."""

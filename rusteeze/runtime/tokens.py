@@ -46,6 +46,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self.pieces: dict[int, bytes] = {}  # the bytes of tokens that have been asked for
+        self.texts: dict[int, str] = {}  # of those that were pushed, what is text by itself
         self._first_pieces: dict[int, bytes] = {}
         self._check_local()
 
@@ -143,7 +144,9 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._hidden = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._texts = tokenizer.texts
         self._first = True
+        self._within = False  # a character
         for token_id in prompt_ids[-_PRIMING_TOKENS:]:
             self.push(token_id)
 
@@ -152,12 +155,20 @@ class Detokenizer:
         if token_id in self._hidden:
             return ""
         if not self._first:
-            piece = self._tokenizer.pieces.get(token_id)
-            return self._utf8.decode(self._tokenizer.token_bytes(token_id) if piece is None else piece)
+            text = None if self._within else self._texts.get(token_id)  # nearly all are there soon
+            return self._decode(token_id) if text is None else text
         if self._tokenizer.token(token_id) is None:
             return ""
         self._first = False
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id, first=True))
+        return self._decode(token_id, first=True)
+
+    def _decode(self, token_id: int, first: bool = False) -> str:
+        was_within = self._within
+        text = self._utf8.decode(self._tokenizer.token_bytes(token_id, first))
+        self._within = bool(self._utf8.getstate()[0])
+        if not (first or was_within or self._within):
+            self._texts[token_id] = text
+        return text
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed, or ""."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -28,6 +28,7 @@ from rusteeze.runtime.interface import (
 from rusteeze.server.access import request_id
 from rusteeze.server.connection import PIECES
 from rusteeze.server.errors import ApiError, bad_request, internal, overloaded, unavailable
+from rusteeze.server.pieces import Pieces
 from rusteeze.server.replies import Reply
 from rusteeze.server.service import Service
 
@@ -49,7 +50,9 @@ class Renderer(Protocol):
         ...
 
     def text_event(self, index: int, output: RequestOutput) -> bytes | None:
-        """The same in short, where the output adds nothing but a text; None where there is more to it."""
+        """The same in short, where the output adds nothing but a text; None where there is more to it.
+
+        May be called in the engine's thread, while nothing else of the renderer is."""
         ...
 
     def last_events(self) -> Iterable[bytes]:
@@ -78,11 +81,11 @@ class Answer:
         self._headers = [(k.encode(), v.encode()) for k, v in headers.items()]
         self._reply, self._ids = submit(service, asked, each=stream)
         self._request_id = ""
-        self._write: Callable[[bytes], bool] = lambda data: False
+        self._pieces: Pieces | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._request_id = request_id(scope)
-        self._write = scope.get("extensions", {}).get(PIECES, self._write)
+        self._pieces = scope.get("extensions", {}).get(PIECES)
         watcher = asyncio.create_task(self._cancel_on_disconnect(receive))
         try:
             await (self._send_stream(send) if self._stream else self._send_whole(send))
@@ -112,14 +115,20 @@ class Answer:
         for _, output in batch:
             self._check(output)  # nothing is sent yet, so this is still an ordinary error
         await send(_start(EVENT_STREAM + self._headers))
-        self._reply.direct = self._send_at_once
         try:
             while batch:
                 await self._send(send, b"".join(self._events(batch)))
-                batch = await self._reply.take()
+                batch = await self._take_next()
             await self._send(send, b"".join(self._renderer.last_events()), more=False)
         except ApiError as error:
             await self._send(send, self._renderer.failure(error), more=False)
+
+    async def _take_next(self) -> list[tuple[int, RequestOutput]]:
+        """Further outputs, after those that the engine's thread could send itself."""
+        if self._pieces is not None:
+            self._pieces.open()
+            self._reply.direct = self._send_at_once
+        return await self._reply.take()
 
     def _events(self, batch: Iterable[tuple[int, RequestOutput]]) -> list[bytes]:
         found: list[bytes] = []
@@ -130,10 +139,14 @@ class Answer:
         return found
 
     def _send_at_once(self, index: int, output: RequestOutput) -> bool:
-        """Send a piece of text past the tasks and layers that all else goes through. Nearly all of a stream
-        is such pieces."""
-        text = self._renderer.text_event(index, output)
-        return text is not None and (not text or self._write(text))
+        """In the engine's thread, send a piece of text past the tasks and layers that all else goes through. Nearly
+        all of a stream is such pieces."""
+        assert self._pieces is not None
+        try:
+            text = self._renderer.text_event(index, output)
+        except Exception:
+            return False  # the task fails over it too, and its fault ends this request alone
+        return text is not None and (not text or self._pieces.write(text))
 
     def _check(self, output: RequestOutput) -> None:
         """ApiError or ClientDisconnect when the sequence did not end by itself."""

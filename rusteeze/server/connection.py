@@ -6,12 +6,12 @@ uvicorn's protocol parses; this adds what it leaves open. Bodies are limited whe
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rusteeze.server.limits import Limits
+from rusteeze.server.pieces import Pieces
 
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -21,12 +21,15 @@ LINGER_SECONDS = 2.0
 
 
 PIECES = "rusteeze.pieces"
-"""The ASGI extension under which a request has a function that writes a piece of its answer at once. It
-returns False, and writes nothing, when that cannot be done; ``send`` is then the way."""
+"""The ASGI extension under which a request has its Pieces; where they do not write, ``send`` is the way."""
 
 
 class HeadTooLarge(Exception):
     """Raised into the parser, which stops there."""
+
+
+class TooEarly(Exception):
+    """Raised into the parser by a request that comes before the last one is answered."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -39,6 +42,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unread_bytes = 0  # received since the last body or end of a head
         self._deadline: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
+        self._pieces: Pieces | None = None  # of the answer that is being given
 
     # The connection
 
@@ -48,6 +52,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_timers()
+        if self._pieces is not None:
+            self._pieces.close()  # before the transport closes the socket, which it does next
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -61,12 +67,18 @@ class LimitedProtocol(HttpToolsProtocol):
     @property
     def _is_idle(self) -> bool:
         """Nothing is being answered, and uvicorn does not wait for the next request."""
-        answered = self.cycle is None or self.cycle.response_complete
-        return answered and self.timeout_keep_alive_task is None and not self.transport.is_closing()
+        return not self._is_answering and self.timeout_keep_alive_task is None and not self.transport.is_closing()
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     # What the parser finds
 
     def on_message_begin(self) -> None:
+        if self._is_answering:
+            # uvicorn would stop reading until the answer has ended, and not see that a client leaves.
+            raise TooEarly
         super().on_message_begin()
         self._head_bytes = 0
         self._await_head()
@@ -84,7 +96,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         super().on_headers_complete()
         if self.cycle is not None:
-            extensions: Any = {PIECES: partial(_write_piece, self.cycle)}
+            self._pieces = Pieces(self.cycle, self.loop)
+            extensions: Any = {PIECES: self._pieces}
             self.scope["extensions"] = extensions
 
     def on_chunk_header(self) -> None:
@@ -102,13 +115,15 @@ class LimitedProtocol(HttpToolsProtocol):
     # What is answered here
 
     def send_400_response(self, msg: str) -> None:
-        if self._head_bytes > self._limits.max_header_bytes:
+        if self._is_answering and not self.cycle.more_body:
+            self.cycle.keep_alive = False  # the answer is given; what follows the request is not read
+        elif self._head_bytes > self._limits.max_header_bytes:
             self._refuse_head()
         else:
             super().send_400_response(msg)
 
     def _refuse_head(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        if not self._is_answering:
             self.transport.write(_TOO_LARGE)
         self.transport.close()
 
@@ -154,12 +169,3 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         if self._stalled is not None:
             self._stalled.cancel()
-
-
-def _write_piece(cycle: RequestResponseCycle, data: bytes) -> bool:
-    """What ``cycle.send`` does with the middle of a chunked body, without a task that has to be woken for it."""
-    is_open = cycle.chunked_encoding and not cycle.response_complete and not cycle.disconnected
-    if not is_open or cycle.flow.write_paused:
-        return False
-    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-    return True

@@ -4,11 +4,13 @@ A *request* here is one sequence: a chat request with n = 3 counts three. Conser
 nothing is between two states: started = all of requests_total + active; one time to first token is observed for
 each sequence that had a token. The token counters are those of the engine's work, which the usage in an answer
 differs from in two cases: each of n choices counts the prompt that the usage counts once, and with max_tokens 0
-the one token counts that is drawn and not shown. Times count from arrival. Sequences are observed in the event loop; values of the engine are read at each scrape.
+the one token counts that is drawn and not shown. Times count from arrival. Sequences are observed in the event loop and in the engine's thread; values of the engine are
+read at each scrape.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +53,7 @@ class Metrics:
         self._clock = clock
         self._last_token: dict[str, float] = {}
         self._recent: deque[tuple[float, int]] = deque()
+        self._recent_lock = threading.Lock()  # tokens are counted in one thread and summed in another
         self._define_counters(model)
         self._define_histograms(model)
         self.registry.register(EngineValues(stats, memory, device, self._rate))
@@ -122,9 +125,10 @@ class Metrics:
         if before is not None:
             self._between.observe(now - before)
         self._last_token[request_id] = now
-        self._recent.append((now, count))
-        while self._recent[0][0] < now - RATE_SECONDS:
-            self._recent.popleft()
+        with self._recent_lock:
+            self._recent.append((now, count))
+            while self._recent[0][0] < now - RATE_SECONDS:
+                self._recent.popleft()
 
     def _end(self, output: RequestOutput, reason: FinishReason) -> None:
         self._active.dec()
@@ -145,7 +149,8 @@ class Metrics:
     def _rate(self) -> float:
         """Tokens per second over the last RATE_SECONDS."""
         since = self._clock() - RATE_SECONDS
-        return sum(count for moment, count in self._recent if moment >= since) / RATE_SECONDS
+        with self._recent_lock:
+            return sum(count for moment, count in self._recent if moment >= since) / RATE_SECONDS
 
 
 class EngineValues(Collector):

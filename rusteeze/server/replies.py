@@ -1,12 +1,14 @@
 """Between the engine's thread and the event loop: who waits for the outputs of which request.
 
-One HTTP request may be several sequences (choices, prompts); a *reply* gathers their outputs. All of
-this runs in the event loop; only the hand-over of a step's outputs crosses threads, once a step.
+One HTTP request may be several sequences (choices, prompts); a *reply* gathers their outputs. Nearly all outputs are
+dealt with in the engine's thread: written to the client, or kept until the answer is whole. The others are handed to
+the event loop, once a step, where everything else of this runs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,7 +20,7 @@ from rusteeze.runtime.params import Grammar
 
 
 class Observer(Protocol):
-    """Told of everything that happens to sequences, for the metrics."""
+    """Told of everything that happens to sequences, for the metrics: of their outputs in both threads."""
 
     def started(self, request_id: str) -> None: ...
     def rejected(self, count: int) -> None: ...
@@ -26,10 +28,12 @@ class Observer(Protocol):
 
 
 class Reply:
-    """Outputs of some sequences, each with its index, in the order in which they were produced.
+    """Outputs of some sequences, each with its index; those of one sequence in the order in which they were made.
 
-    With ``each`` a reader is woken for every output, otherwise once, when all have finished. While it waits,
-    an output is offered to ``direct`` first, which says whether it has passed it on.
+    Every output is first offered in the engine's thread, and only what is not taken there is put in the event loop,
+    since waking it costs more than most outputs are worth. With ``each`` a reader is woken for every output; while it
+    waits and nothing is on its way to it, ``direct``, which must not raise, may pass an output on. Otherwise it is woken once, when all have
+    finished.
     """
 
     def __init__(self, num_sequences: int, each: bool) -> None:
@@ -38,12 +42,30 @@ class Reply:
         self._outputs: deque[tuple[int, RequestOutput]] = deque()
         self._ready = asyncio.Event()
         self._waited_for = False
+        self._num_on_the_way = 0
+        self._lock = threading.Lock()  # what both threads change
         self.direct: Callable[[int, RequestOutput], bool] = lambda index, output: False
 
-    def put(self, index: int, output: RequestOutput) -> None:
-        if self._waited_for and not self._outputs and self.direct(index, output):
-            return
+    def offer(self, index: int, output: RequestOutput) -> bool:
+        """Take an output in the engine's thread; False when it has to be put in the event loop."""
+        with self._lock:
+            if output.finish_reason is None and not self._num_on_the_way and self._takes(index, output):
+                return True
+            self._num_on_the_way += 1
+            self._waited_for = False  # the reader will be woken, and come back for more
+            return False
+
+    def _takes(self, index: int, output: RequestOutput) -> bool:
+        if self._each:
+            return self._waited_for and self.direct(index, output)
         self._outputs.append((index, output))
+        return True
+
+    def put(self, index: int, output: RequestOutput) -> None:
+        """Take, in the event loop, an output that was refused when it was offered."""
+        with self._lock:
+            self._num_on_the_way -= 1
+            self._outputs.append((index, output))
         self.num_open -= output.finish_reason is not None
         if self._each or not self.num_open:
             self._ready.set()
@@ -52,11 +74,12 @@ class Reply:
         """All outputs that are there, after waiting for some; empty once all have been taken."""
         if not self._outputs and not self.num_open:
             return []
-        self._waited_for = True
+        self._waited_for = not self._outputs
         try:
             await self._ready.wait()
         finally:
-            self._waited_for = False
+            with self._lock:
+                self._waited_for = False
         self._ready.clear()
         taken = list(self._outputs)
         self._outputs.clear()
@@ -109,13 +132,17 @@ class AsyncEngine:
         QueueFull, RequestError (one can never be served) or EngineStopped.
         """
         reply, ids = Reply(len(asked), each), [uuid.uuid4().hex for _ in asked]
+        entries = {request_id: (reply, index) for index, request_id in enumerate(ids)}
+        self._open.update(entries)  # before any output
         try:
             self._thread.submit(asked, ids)
-        except QueueFull:
-            self._observer.rejected(len(asked))
+        except BaseException as error:
+            for request_id in ids:
+                del self._open[request_id]
+            if isinstance(error, QueueFull):
+                self._observer.rejected(len(asked))
             raise
-        for index, request_id in enumerate(ids):  # before any output: those come through this loop
-            self._open[request_id] = (reply, index)
+        for request_id in ids:  # before any end: those come through this loop
             self._observer.started(request_id)
         return reply, ids
 
@@ -129,11 +156,24 @@ class AsyncEngine:
         self.cancel(list(self._open))
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
+        """The outputs of a step, in the engine's thread."""
         assert self._loop is not None
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._dispatch, outputs)
+        left = [output for output in outputs if not self._passed_on(output)]
+        if left and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._dispatch, left)
+
+    def _passed_on(self, output: RequestOutput) -> bool:
+        entry = self._open.get(output.request_id)
+        if entry is None:
+            return True
+        reply, index = entry
+        if not reply.offer(index, output):
+            return False
+        self._observer.output(output)
+        return True
 
     def _dispatch(self, outputs: list[RequestOutput]) -> None:
+        """What is left of them, in the event loop."""
         for output in outputs:
             entry = self._open.get(output.request_id)
             if entry is None:
@@ -150,8 +190,8 @@ class AsyncEngine:
             self._loop.call_soon_threadsafe(self._end_all)
 
     def _end_all(self) -> None:
-        """The engine is gone: nobody waits for ever."""
-        self._dispatch([
+        """The engine is gone, and its thread: nobody waits for ever."""
+        self._deliver([
             RequestOutput(id, finish_reason=FinishReason.ERROR, error="the engine has failed")
             for id in self._open
         ])  # fmt: skip

@@ -25,10 +25,15 @@ pytestmark = [
 TEXT = """graph @main(%input_ids: i32[T], %positions: i32[T], %rows: i32[R]) {
   @x : f32[64,4096] = "f32"
   @o : f32[4096,4096] = "FORMAT"
+  @g : f32[4096] = "f32"
   @kv : f32[64,1024] = "f32"
   %0 = embedding(%input_ids, @x) : f32[T,4096]
   %1 = quantize(%0) {to='bf16'} : f32[T,4096]
-  %2 = linear(%1, @o, _) : f32[T,4096]
+  %y = linear(%1, @o, _) : f32[T,4096]
+  %r = add(%0, %y) : f32[T,4096]
+  %n = rms_norm(%r, @g) {eps=1e-05} : f32[T,4096]
+  %b = quantize(%n) {to='bf16'} : f32[T,4096]
+  %2 = linear(%b, @o, _) : f32[T,4096]
   %3 = reshape(%2) {shape=['T',32,128]} : f32[T,32,128]
   %4 = embedding(%positions, @kv) : f32[T,1024]
   %5 = reshape(%4) {shape=['T',8,128]} : f32[T,8,128]
@@ -72,7 +77,10 @@ def count(sass: str, instruction: str) -> int:
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_89", "sm_90"])
 @pytest.mark.parametrize(
     ("format", "begins", "ends"),
-    [("bf16", "linear", "m16"), ("affine4g128s-f16", "linear", "m16"), ("bf16", "attention", "parts")],
+    [
+        ("bf16", "linear_add", "m16"), ("affine4g128s-f16", "linear_add", "m16"), ("bf16", "linear_norm", "m16"),
+        ("affine4g128s-f16", "linear_norm", "m16"), ("bf16", "attention", "parts"),
+    ],
 )
 def test_instructions(architecture: str, format: str, begins: str, ends: str, tmp_path: Path) -> None:
     kernel = compiled(source(format, begins, ends), architecture, tmp_path)
@@ -90,7 +98,7 @@ def test_instructions(architecture: str, format: str, begins: str, ends: str, tm
 
 def test_loads_are_wide_because_alignment_is_promised(tmp_path: Path) -> None:
     """Without its promises the same kernel loads two bytes at a time: the test above can fail."""
-    kernel = source("bf16", "linear", "m16")
+    kernel = source("bf16", "linear_add", "m16")
     kernel.params = [type(p)(p.name, p.type) for p in kernel.params]
     sass = compiled(kernel, "sm_90", tmp_path).asm["sass"]
     assert count(sass, "LDGSTS.E.BYPASS.128") == 0

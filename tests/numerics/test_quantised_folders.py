@@ -34,10 +34,9 @@ from quantised_folders import (
 )
 from transformers import AutoModelForCausalLM
 
-from rusteeze.compiler import Weights
 from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
 from rusteeze.frontend.trace import trace
-from rusteeze.passes.sort_columns import SortedWeight
+from rusteeze.model_weights import Weights
 from rusteeze.weights import Weight
 
 TOLERANCE = 1e-4  # of the largest logit
@@ -82,7 +81,7 @@ def error_and_formats(
     checkpoint = open_checkpoint(folder / "quantised")
     traced = trace(checkpoint.config, MAX_MODEL_LEN)
     weights = FolderWeights(checkpoint, traced.constants)
-    columns = {n: SortedWeight(s.columns, s.format) for n, s in weights.weights.sorted.items()}
+    columns = weights.weights.sorted_weights()
     step = CompiledStep(traced.graph, weights, traced.constants, folder, activations, columns=columns)
     sequences = draw_sequences()
     found = drive(step, sequences)

@@ -68,6 +68,31 @@ def test_leaving_while_queued_leaves_the_one_that_runs_alone() -> None:
         running.close()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_leaving_after_a_request_that_came_too_early(stream: bool) -> None:
+    """What follows a request before its answer is not read, so it hides no disconnect."""
+    with live(PacedExecutor(pause=0.01)) as server:
+        connection = server.connect(CHAT, {"messages": PROMPT, "stream": stream, **LONG})
+        until(lambda: server.service.engine.num_open == 1)
+        connection.sendall(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+        time.sleep(0.05)
+        connection.close()
+        until(server.is_idle, seconds=1)
+
+
+def test_a_request_that_came_too_early_is_not_answered() -> None:
+    with live(PacedExecutor(pause=0.01)) as server:
+        connection = server.connect("/v1/completions", {"prompt": "a", "max_tokens": 9, "ignore_eos": True})
+        until(lambda: server.service.engine.num_open == 1)
+        connection.sendall(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+        assert received.count(b"HTTP/1.1 200") == received.count(b"HTTP/1.1 ") == 1
+        assert received.endswith(b"}")
+        connection.close()
+
+
 def test_a_reader_that_never_reads_is_given_up() -> None:
     with live(PacedExecutor(), limits=Limits(write_seconds=0.3)) as server:
         connection = socket.create_connection(("127.0.0.1", server.port))

@@ -1,11 +1,20 @@
-"""What comes past the queue never comes before what waits in it."""
+"""What the engine's thread deals with itself never comes before what is on its way through the event loop."""
 
 from __future__ import annotations
 
 import asyncio
+import random
+import threading
+import time
+
+import pytest
 
 from rusteeze.runtime.interface import FinishReason, RequestOutput
 from rusteeze.server.replies import Reply
+
+
+def output(text: str, last: bool = False) -> RequestOutput:
+    return RequestOutput("r", text, finish_reason=FinishReason.STOP if last else None)
 
 
 def test_an_output_goes_past_the_queue_only_while_it_is_empty_and_waited_for() -> None:
@@ -13,24 +22,29 @@ def test_an_output_goes_past_the_queue_only_while_it_is_empty_and_waited_for() -
     willing = True
 
     def direct(index: int, output: RequestOutput) -> bool:
-        if willing and output.finish_reason is None:
+        if willing:
             passed.append(output.text)
-        return willing and output.finish_reason is None
+        return willing
 
     async def run() -> list[list[str]]:
         nonlocal willing
         reply, taken = Reply(1, each=True), []
+
+        def step(text: str, last: bool = False) -> None:
+            if not reply.offer(0, output(text, last)):
+                reply.put(0, output(text, last))
+
         reply.direct = direct
-        reply.put(0, RequestOutput("r", "a"))  # nobody waits yet
+        step("a")  # nobody waits yet
         taken.append(await reply.take())
         waiting = asyncio.create_task(reply.take())
         await asyncio.sleep(0)
-        reply.put(0, RequestOutput("r", "b"))
+        step("b")
         willing = False
-        reply.put(0, RequestOutput("r", "c"))
+        step("c")
         willing = True
-        reply.put(0, RequestOutput("r", "d"))  # behind c, which waits
-        reply.put(0, RequestOutput("r", "e", finish_reason=FinishReason.STOP))
+        step("d")  # behind c, which waits
+        step("e", last=True)
         taken.append(await waiting)
         taken.append(await reply.take())
         return [[output.text for _, output in batch] for batch in taken]
@@ -47,7 +61,35 @@ def test_a_reader_that_was_cancelled_is_passed_by_no_more() -> None:
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        reply.put(0, RequestOutput("r", "late"))
+        assert not reply.offer(0, output("late"))
         return passed
 
     assert asyncio.run(run()) == []
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_two_threads_keep_the_order(each: bool) -> None:
+    """The engine's thread makes outputs at random moments, and those that it hands over come late."""
+    count, draw, found = 4000, random.Random(7), []
+
+    async def run() -> None:
+        loop, reply = asyncio.get_running_loop(), Reply(1, each)
+        reply.direct = lambda index, output: draw.random() < 0.9 and not found.append(output.text)
+
+        def engine() -> None:
+            for number in range(count):
+                made = output(str(number), last=number == count - 1)
+                if not reply.offer(0, made):
+                    loop.call_soon_threadsafe(reply.put, 0, made)
+                if draw.random() < 0.02:
+                    time.sleep(1e-4)
+
+        thread = threading.Thread(target=engine)
+        thread.start()
+        while batch := await reply.take():
+            found.extend(output.text for _, output in batch)
+            await asyncio.sleep(0)
+        thread.join()
+
+    asyncio.run(run())
+    assert found == [str(number) for number in range(count)]

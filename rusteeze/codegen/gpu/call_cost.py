@@ -15,7 +15,7 @@ from rusteeze.ir import Node
 def call_cost(ctx: Lowering, call: PendingCall, scratch_bytes: int) -> Cost:
     """``scratch_bytes``: of one row of all buffers that the call touches."""
     node = call.node
-    args = [a for a in call.choices[-1].launches[0].args if isinstance(a, Pointer)]
+    args = [a for a in call.choices[-1].launches[-1].args if isinstance(a, Pointer)]
     names = [a.target.name for a in args if isinstance(a.target, Storage) and a.target.kind == "weight"]
     pages = [a.target for a in args if isinstance(a.target, PageSet)]
     page_bytes = sum(

@@ -45,3 +45,15 @@ def test_rows_before_a_failure_are_kept(
     assert rows == [{"a": 1}]
     assert how["error"] == "exit status 1"
     assert "no more" in how["tail"]
+
+
+@pytest.mark.slow
+def test_a_plan_is_made_without_a_gpu(tmp_path: Path) -> None:
+    """With a measuring machine at hand it is too late to find that a plan cannot be made."""
+    pytest.importorskip("triton")
+    gpu_command.run_all(tmp_path, True, 120, ["plans"])
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert "error" not in record["sections"]["plans"], record["sections"]["plans"]
+    (row,) = record["rows"]
+    assert row["kernels"] > 5
+    assert list((tmp_path / "plans/tiny-bf16/cuda").glob("sm_*/*.cubin"))
