@@ -10,7 +10,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,18 +31,20 @@ from rusteeze.codegen.gpu.lower import GpuOptions, lower_for_gpu
 from rusteeze.codegen.gpu.lowering import Lowering as GpuLowering
 from rusteeze.codegen.gpu.plan import make_cuda_plan
 from rusteeze.codegen.gpu.weights import GpuStatics
-from rusteeze.codegen.statics import Statics, plain
+from rusteeze.codegen.statics import Statics
 from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
 from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
 from rusteeze.frontend.trace import trace
 from rusteeze.ir import Graph, print_graph
 from rusteeze.ir.storage import is_quantized, rounding_for
+from rusteeze.model_weights import Weights
 from rusteeze.observe import Observer
 from rusteeze.passes.pipeline import fusing, lowering, raising, rounding, run_passes
+from rusteeze.passes.sort_columns import SortedWeight
 from rusteeze.source import Source
 from rusteeze.version import compiler_version
-from rusteeze.weights import Dense, Weight
+from rusteeze.weights import Weight
 
 if TYPE_CHECKING:  # TVM is loaded where kernels for processors are wanted, and nowhere else
     from rusteeze.codegen.cpu.lower import Lowered
@@ -52,7 +53,6 @@ if TYPE_CHECKING:  # TVM is loaded where kernels for processors are wanted, and 
 Report = Callable[[str, float], None]
 DEFAULT_MODEL_LEN = 4096
 LONGEST_MODEL_LEN = 32768
-PLAIN_FLOATS = ("f32", "f16", "bf16")
 
 
 def compile_model(
@@ -93,7 +93,8 @@ def _build(
     graph = traced.graph
     for name, value in graph.weights.items():
         value.format = weights.format_of(name, value.type.rank)
-    facts |= describe(model, checkpoint, graph, options, max_model_len)
+    columns = weights.sorted_weights() if options.cpu else {}
+    facts |= describe(model, checkpoint, graph, columns, options, max_model_len)
     if options.architectures:
         gpu_graph = graph.copy() if options.cpu else graph
         gpu = lower_for_cuda(gpu_graph, traced.constants, options, max_model_len, observer)
@@ -104,9 +105,9 @@ def _build(
         facts |= cuda_facts(gpu)
     if options.cpu:
         progress("rewriting", 0.35)
-        activations = choose_activations(graph, options)
+        activations = choose_activations(graph, options, columns)
         kv_dtype = choose_kv_dtype(activations, options)
-        optimize(graph, traced.constants, activations, kv_dtype, observer)
+        optimize(graph, traced.constants, activations, kv_dtype, observer, columns)
         progress("generating kernels", 0.45)
         lowered = lower_for_host(graph, max_model_len, known_schedules())
         with building(lowered, folder, options.jobs, observer):
@@ -121,9 +122,10 @@ def optimize(
     activations: str,
     kv_dtype: str,
     observer: Observer | None = None,
+    columns: Mapping[str, SortedWeight] | None = None,
 ) -> None:
-    """All passes, in place, up to the graph that is lowered."""
-    passes = [*raising(constants), *lowering(), *rounding(activations, kv_dtype), *fusing()]
+    """All passes, in place, up to the graph that is lowered. ``columns``: see SortColumns."""
+    passes = [*raising(constants), *lowering(columns=columns), *rounding(activations, kv_dtype), *fusing()]
     run_passes(graph, passes, observer)
 
 
@@ -207,39 +209,14 @@ def model_len(config: Any, asked: int | None = None) -> int:
     return asked
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A checkpoint's weights and a trace's constants by name. Plain matrices are converted to ``dtype``
-    unless that is "auto"; quantised weights stay as they are."""
-
-    checkpoint: Checkpoint
-    constants: Mapping[str, np.ndarray]
-    dtype: str
-
-    def format_of(self, name: str, rank: int) -> str:
-        """The format of what ``load`` will return for a weight of that rank."""
-        if name in self.constants:
-            return plain(self.constants[name]).format
-        stored = self.checkpoint.format_of(name)
-        return self.dtype if self._converts(stored, rank) else stored
-
-    def load(self, name: str) -> Weight:
-        if name in self.constants:
-            return plain(self.constants[name])
-        weight = self.checkpoint.load(name)
-        if isinstance(weight, Dense) and self._converts(weight.dtype, len(weight.shape)):
-            return weight.converted(self.dtype)
-        return weight
-
-    def _converts(self, stored: str, rank: int) -> bool:
-        return self.dtype != "auto" and rank > 1 and stored in PLAIN_FLOATS
-
-
-def choose_activations(graph: Graph, options: CompileOptions) -> str:
-    """What "auto" means: the coarsest rounding that some matrix asks for by its format."""
+def choose_activations(
+    graph: Graph, options: CompileOptions, columns: Mapping[str, SortedWeight] | None = None
+) -> str:
+    """What "auto" means: the coarsest rounding that some matrix asks for by its format, sorted or not."""
     if options.activations != "auto":
         return options.activations
-    wanted = {rounding_for(v.format) for v in graph.weights.values() if v.type.rank > 1}
+    formats = {v.format for v in graph.weights.values() if v.type.rank > 1}
+    wanted = set(map(rounding_for, formats | {s.format for s in (columns or {}).values()}))
     return next((kind for kind in ("int8", "bf16") if kind in wanted), "f32")
 
 
@@ -293,10 +270,13 @@ def write_weights(
 
 
 def describe(
-    model: Source, checkpoint: Checkpoint, graph: Graph, options: CompileOptions, max_model_len: int
-) -> dict[str, Any]:
+    model: Source, checkpoint: Checkpoint, graph: Graph, columns: Mapping[str, SortedWeight],
+    options: CompileOptions, max_model_len: int,
+) -> dict[str, Any]:  # fmt: skip
     """Facts for the manifest, for people and for the server. ``graph``: as traced."""
-    formats = Counter(v.format for v in graph.weights.values() if v.type.rank > 1)
+    formats = Counter(
+        columns[n].format if n in columns else v.format for n, v in graph.weights.items() if v.type.rank > 1
+    )
     architectures = getattr(checkpoint.config, "architectures", None) or [
         checkpoint.config.model_type
     ]

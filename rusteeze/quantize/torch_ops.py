@@ -142,6 +142,7 @@ OPS: dict[str, Compute] = UNARY | BINARY | {
     "broadcast_to": _broadcast_to,
     "embedding": lambda ids, table: table[ids.long()],
     "gather_rows": lambda x, rows: x[rows.long()],
+    "gather_columns": lambda x, columns: x[..., columns.long()],
     "gather": lambda x, index, axis: torch.take_along_dim(x, index.long(), axis),
     "scatter": lambda x, index, src, axis: x.scatter(axis, index.long(), src.expand(index.shape)),
 }  # fmt: skip
