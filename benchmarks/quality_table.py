@@ -121,18 +121,21 @@ def speed(job: Job, wanted: list[Case]) -> None:
 
 
 def append(job: Job, wanted: list[Case]) -> None:
-    """Rows for what is complete."""
-    facts = {"date": time.strftime("%Y-%m-%d"), "cpu": machine.cpu_model(), "threads": machine.cores(), "model": job.model.name}
-    rows = [facts | row(case, kept(job, case)) for case in wanted if {"perplexity", "decode"} <= kept(job, case).keys()]
-    fresh = not ROWS.exists()
-    with ROWS.open("a", newline="") as file:
-        for found in rows:
+    """A row for each case that is complete, once."""
+    machine_facts = {"date": time.strftime("%Y-%m-%d"), "cpu": machine.cpu_model(), "threads": machine.cores()}
+    for case in wanted:
+        known = kept(job, case)
+        if not {"perplexity", "decode"} <= known.keys() or "appended" in known:
+            continue
+        found = {**machine_facts, "model": job.model.name, **row(case, known)}
+        is_new = not ROWS.exists()
+        with ROWS.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(found), lineterminator="\n")
-            if fresh:
+            if is_new:
                 writer.writeheader()
-            fresh = False
             writer.writerow(found)
-            print(found)
+        keep(job, case, {"appended": 1})
+        print(found)
 
 
 def row(case: Case, facts: Mapping[str, float]) -> dict[str, object]:
