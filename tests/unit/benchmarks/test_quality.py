@@ -40,19 +40,18 @@ def test_the_two_texts_share_no_paragraph() -> None:
     assert not long
 
 
-def test_a_finished_case_becomes_a_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_is_evaluated_becomes_a_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality_table, "ROWS", tmp_path / "quality.csv")
-    facts = {
-        "bytes": 5, "bits_per_weight": 3.3, "evaluated": 7, "perplexity": 14.0, "kl": 0.5, "top1": 0.25, "decode": 100.0,
-        "decode foreign": 0.01, "prefill": 2000.0, "prefill foreign": 0.02,
-    }  # fmt: skip
-    done, half, *_ = cases()
-    (tmp_path / f"{done.name}.facts.json").write_text(json.dumps(facts))
-    (tmp_path / f"{half.name}.facts.json").write_text(json.dumps({"perplexity": 1.0}))
+    facts = {"bytes": 5, "bits_per_weight": 3.3, "evaluated": 7, "perplexity": 14.0, "kl": 0.5, "top1": 0.25}
+    speed = {"decode": 100.0, "decode foreign": 0.01, "prefill": 2000.0, "prefill foreign": 0.02}
+    whole, slow, half, *_ = cases()
+    (tmp_path / f"{whole.name}.facts.json").write_text(json.dumps(facts | speed))
+    (tmp_path / f"{slow.name}.facts.json").write_text(json.dumps(facts))
+    (tmp_path / f"{half.name}.facts.json").write_text(json.dumps(speed))
     for _ in range(2):
         append(Job(Path("m.gguf"), tmp_path, 7, math.inf), list(cases()))
     header, *rows = (tmp_path / "quality.csv").read_text().splitlines()
     assert header.startswith("date,cpu,threads,model,case,")
-    (row,) = rows
-    assert row.split(",")[4] == done.name
-    assert row.endswith(",5,3.3,7,14.0000,0.50000,0.2500,100.0,2000,0.020")
+    assert [row.split(",")[4] for row in rows] == [whole.name, slow.name]
+    assert rows[0].endswith(",5,3.3,7,14.0000,0.50000,0.2500,100.0,2000,0.020")
+    assert rows[1].endswith(",5,3.3,7,14.0000,0.50000,0.2500,,,")
