@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +41,7 @@ from rusteeze.ir.storage import is_quantized, rounding_for
 from rusteeze.model_weights import Weights
 from rusteeze.observe import Observer
 from rusteeze.passes.pipeline import fusing, lowering, raising, rounding, run_passes
-from rusteeze.passes.sort_columns import SortedWeight
+from rusteeze.passes.sort_columns import SORTED, SortedWeight
 from rusteeze.source import Source
 from rusteeze.version import compiler_version
 from rusteeze.weights import Weight
@@ -94,7 +94,8 @@ def _build(
     for name, value in graph.weights.items():
         value.format = weights.format_of(name, value.type.rank)
     columns = weights.sorted_weights() if options.cpu else {}
-    facts |= describe(model, checkpoint, graph, columns, options, max_model_len)
+    facts |= describe(model, checkpoint, graph, options, max_model_len)
+    own = set(graph.weights)
     if options.architectures:
         gpu_graph = graph.copy() if options.cpu else graph
         gpu = lower_for_cuda(gpu_graph, traced.constants, options, max_model_len, observer)
@@ -102,7 +103,7 @@ def _build(
         build_cuda(gpu, folder, options, progress, observer)
         write_weights(folder / WEIGHTS_FILE, gpu.statics, weights.load, progress)
         (folder / "cuda" / "graph.ir").write_text(print_graph(gpu_graph), encoding="utf-8")
-        facts |= cuda_facts(gpu)
+        facts |= cuda_facts(gpu) | {"weights": formats_of(gpu_graph, own)}
     if options.cpu:
         progress("rewriting", 0.35)
         activations = choose_activations(graph, options, columns)
@@ -114,6 +115,7 @@ def _build(
             write_weights(folder / "weights.safetensors", lowered.statics, weights.load, progress)
         (folder / "graph.ir").write_text(print_graph(graph), encoding="utf-8")
         facts |= cpu_facts(lowered) | {"activations": activations, "kv_dtype": kept_as(graph)}
+        facts["weights"] = formats_of(graph, own)
 
 
 def optimize(
@@ -270,13 +272,9 @@ def write_weights(
 
 
 def describe(
-    model: Source, checkpoint: Checkpoint, graph: Graph, columns: Mapping[str, SortedWeight],
-    options: CompileOptions, max_model_len: int,
-) -> dict[str, Any]:  # fmt: skip
+    model: Source, checkpoint: Checkpoint, graph: Graph, options: CompileOptions, max_model_len: int
+) -> dict[str, Any]:
     """Facts for the manifest, for people and for the server. ``graph``: as traced."""
-    formats = Counter(
-        columns[n].format if n in columns else v.format for n, v in graph.weights.items() if v.type.rank > 1
-    )
     architectures = getattr(checkpoint.config, "architectures", None) or [
         checkpoint.config.model_type
     ]
@@ -286,9 +284,14 @@ def describe(
         "layers": sum(node.op.name == "attention" for node in graph.nodes),
         "vocab_size": int(graph.outputs[0].type.shape[1]),
         "max_model_len": max_model_len,
-        "weights": dict(formats.most_common()),
         "targets": targets_of(options),
     }
+
+
+def formats_of(graph: Graph, own: Set[str]) -> dict[str, int]:
+    """How many matrices of a lowered graph have each format, of those with the model's ``own`` names, sorted or not."""
+    stored = (v for name, v in graph.weights.items() if name.removesuffix(SORTED) in own)
+    return dict(Counter(v.format for v in stored if v.type.rank > 1).most_common())
 
 
 def targets_of(options: CompileOptions) -> list[str]:

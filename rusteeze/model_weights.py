@@ -10,7 +10,6 @@ import numpy as np
 
 from rusteeze.codegen.statics import plain
 from rusteeze.frontend.checkpoint import Checkpoint
-from rusteeze.frontend.stored_weight import SortedColumns
 from rusteeze.passes.sort_columns import COLUMNS, SORTED, SortedWeight
 from rusteeze.weights import Dense, Weight
 
@@ -35,20 +34,23 @@ class Weights:
 
     def sorted_weights(self) -> dict[str, SortedWeight]:
         """The weights that keep their codes if their columns are sorted, by name."""
-        return {name: SortedWeight(s.columns, s.format) for name, s in self._sorted.items()}
+        return self._sorted
 
     @cached_property
-    def _sorted(self) -> dict[str, SortedColumns]:
+    def _sorted(self) -> dict[str, SortedWeight]:
+        """Without their scales, which would add up over a whole model."""
         plain = [p for p in self.checkpoint.params() if self.checkpoint.format_of(p) == "f32"]
         found = {name: self.checkpoint.sorted_columns(name) for name in plain}
-        return {name: s for name, s in found.items() if s is not None}
+        return {name: SortedWeight(s.columns, s.format) for name, s in found.items() if s is not None}
 
     def load(self, name: str) -> Weight:
         """Also what SortColumns asks for under names of its own."""
         if name in self.constants:
             return plain(self.constants[name])
         if name.endswith(SORTED):
-            return self._sorted[name.removesuffix(SORTED)].load()
+            found = self.checkpoint.sorted_columns(name.removesuffix(SORTED))
+            assert found is not None
+            return found.load()
         if name.endswith(COLUMNS):
             return plain(self._sorted[name.removesuffix(COLUMNS)].columns)
         weight = self.checkpoint.load(name)

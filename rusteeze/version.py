@@ -24,7 +24,7 @@ COMPILE_PACKAGES = (
 
 # Source, and tables of schedules, that decide what an artifact contains. A change here makes every cached artifact stale.
 _COMPILER_SOURCES = (
-    "ir", "weights", "frontend", "passes", "codegen", "artifact", "compiler.py"
+    "ir", "weights", "frontend", "passes", "codegen", "artifact", "compiler.py", "model_weights.py"
 )  # fmt: skip
 
 

@@ -12,14 +12,17 @@ import numpy as np
 import rusteeze.source
 from rusteeze import env
 from rusteeze.artifact.cuda_contract import WEIGHTS_FILE
+from rusteeze.artifact.store import read_manifest
 from rusteeze.cli import peer_table
 from rusteeze.cli.command import Command, wants_json
 from rusteeze.cli.compile_options import kv_dtype_option
 from rusteeze.cli.devices import artifact_on, device_option
 from rusteeze.cli.machine_load import MachineLoad, warning
 from rusteeze.cli.output import bytes_text, print_json, print_table
-from rusteeze.cli.peer_table import compared, engines
+from rusteeze.cli.peer_table import check_sizes, compared, others
 from rusteeze.errors import UserError
+from rusteeze.peers.engines import ours
+from rusteeze.peers.provider import Provider
 from rusteeze.runtime import llm
 from rusteeze.runtime.backend import available_cores
 from rusteeze.runtime.benchmark import Load, Run, repeated
@@ -62,13 +65,16 @@ def command(
     """Measure decoding and prompt processing of MODEL: an artifact, or a model that is compiled when it
     has to be.
 
-    Prompts are drawn, greedy, end tokens ignored. With --peer, prompts of decoding have 32 tokens and answers
-    128, prefixes are not reused, and the budget is that of each engine."""
-    artifact, count = artifact_on(model, device, kv_dtype), threads or env.THREADS.get()
+    Prompts are drawn, greedy, end tokens ignored. With --peer, prefixes are not reused, the time of the prompts is
+    taken off that of decoding, and the budget is that of each engine."""
+    count = threads or env.THREADS.get()
     if peers:
-        _compare(model, artifact, peers, count or available_cores(), batch, prefill, budget)
+        if device != "cpu":
+            raise UserError("--peer compares on the CPU: leave --device out")
+        found = others(rusteeze.source.resolve(model), peers, count or available_cores())
+        _compare(artifact_on(model, device, kv_dtype), found, count or available_cores(), batch, prefill, new_tokens, budget)
         return
-    loaded = llm.load(artifact, count, device=device)
+    loaded = llm.load(artifact_on(model, device, kv_dtype), count, device=device)
     try:
         loads = [Load(n, DECODE_PROMPT, new_tokens) for n in batch] + [Load(1, n, 1) for n in prefill]
         _check_lengths(loads, loaded.executor.max_model_len)
@@ -87,19 +93,23 @@ def command(
 
 
 def _compare(
-    model: str, artifact: Path, peers: tuple[str, ...], threads: int, batch: tuple[int, ...],
-    prefill: tuple[int, ...], budget: float,
+    artifact: Path, found: list[Provider], threads: int, batch: tuple[int, ...], prefill: tuple[int, ...],
+    new_tokens: int, budget: float,
 ) -> None:  # fmt: skip
-    found = engines(rusteeze.source.resolve(model), artifact, peers, threads)
+    check_sizes(read_manifest(artifact).facts, batch, prefill, new_tokens)
+    engines = [ours(artifact, threads), *found]
     try:
-        rows = list(compared(found, batch, prefill, budget))
+        rows = list(compared(engines, batch, prefill, new_tokens, budget))
     finally:
-        for engine in found:
+        for engine in engines:
             engine.stop()
     if wants_json():
         print_json({"compared": rows, "threads": threads})
         return
     print_table("", peer_table.COLUMNS, [peer_table.row(facts) for facts in rows], WIDTH)
+    for facts in rows:
+        if "error" in facts:
+            click.echo(facts["error"], err=True)
 
 
 def _check_lengths(loads: list[Load], longest: int) -> None:

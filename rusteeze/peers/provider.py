@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from rusteeze.env import child_environment
@@ -64,8 +65,10 @@ class Provider:
         asked, answers = self.process.stdin, self.process.stdout
         assert asked is not None
         assert answers is not None
-        print(json.dumps({"prompts": prompts, "new": new}), file=asked, flush=True)
-        line = answers.readline()
+        line = ""
+        with suppress(BrokenPipeError):  # it ended before it was asked
+            print(json.dumps({"prompts": prompts, "new": new}), file=asked, flush=True)
+            line = answers.readline()
         if not line:
             raise EngineEnded(f"{self.name} ended: {' '.join(self.script)}")
         return Answer(**json.loads(line))
@@ -96,7 +99,8 @@ class Provider:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.communicate()
+            with suppress(BrokenPipeError):
+                self.process.communicate()
             self.process = None
 
 

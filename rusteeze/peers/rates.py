@@ -18,11 +18,11 @@ def prompts(what: str, sequences: int, length: int, seed: int) -> list[list[int]
     return [[draw.choice(TOKEN_IDS) for _ in range(length)] for _ in range(sequences)]
 
 
-def decode_rate(what: str, sequences: int, engine: Provider, seed: int) -> float:
+def decode_rate(what: str, sequences: int, engine: Provider, seed: int, new: int = NEW_TOKENS) -> float:
     """Tokens per second of all sequences together, the time of the prompts taken off."""
     asked = prompts(what, sequences, PROMPT_TOKENS, seed)
-    short, long = engine.generate(asked, 1), engine.generate(asked, NEW_TOKENS)
-    return sequences * (NEW_TOKENS - 1) / (long.seconds - short.seconds)
+    short, long = engine.generate(asked, 1), engine.generate(asked, new)
+    return sequences * (new - 1) / (long.seconds - short.seconds)
 
 
 def prefill_rate(what: str, length: int, engine: Provider, seed: int) -> float:

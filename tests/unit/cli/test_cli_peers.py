@@ -15,6 +15,7 @@ from smollm2 import MARKS, MODEL, rusteeze
 from rusteeze.errors import UserError
 from rusteeze.peers import ours
 from rusteeze.peers.engines import peers_in
+from rusteeze.peers.provider import EngineEnded, Provider
 
 Run = Callable[..., Result]
 ENGINE = """
@@ -24,6 +25,8 @@ from answering import answer, own_channel
 channel = own_channel()
 
 def generate(prompts, new):
+    if len(prompts[0]) > 500:
+        sys.exit("too long for me")
     for _ in range(new):
         time.sleep(0.001)
         yield [(i, 7) for i in range(len(prompts))]
@@ -57,6 +60,17 @@ def test_an_interpreter_without_engines_is_refused(tmp_path: Path) -> None:
         list(peers_in(str(tmp_path / "nothing"), "gguf", tmp_path, "w", 2))
 
 
+def test_an_engine_that_ended_before_it_was_asked_is_told_apart() -> None:
+    engine = Provider("short", "w", [sys.executable, "-c", "pass"], [])
+    with pytest.raises(EngineEnded, match="short ended"):
+        engine.generate([[1]], 1)
+    assert engine.process is not None
+    engine.process.wait()
+    with pytest.raises(EngineEnded, match="short ended"):
+        engine.generate([[1]], 1)
+    engine.stop()
+
+
 class TestCompared:
     pytestmark = MARKS
 
@@ -73,6 +87,24 @@ class TestCompared:
         assert 100 < theirs["tokens_per_s"] < 2000
         assert theirs["of_ours"] == pytest.approx(theirs["tokens_per_s"] / found[0]["tokens_per_s"])
         assert all(f["runs"] >= 1 and f["p20"] <= f["tokens_per_s"] <= f["p80"] for f in found)
+
+    def test_an_engine_that_ends_costs_only_its_own_rows(self, tmp_path: Path) -> None:
+        python = interpreter(tmp_path, {"openvino-genai": "9"})
+        sizes = ("--batch", "1", "--prefill", "501", "--prefill", "64", "--new-tokens", "4", "--budget", "0")
+        found = json.loads(rusteeze("benchmark", MODEL, *sizes, "--peer", python, "--json"))["compared"]
+        assert [(f["what"], f["engine"], f["runs"] > 0) for f in found] == [
+            ("decode 1", "rusteeze", True), ("decode 1", "openvino-genai 9", True),
+            ("prefill 501", "rusteeze", True), ("prefill 501", "openvino-genai 9", False),
+            ("prefill 64", "rusteeze", True),
+        ]  # fmt: skip
+        assert "openvino-genai 9 ended" in found[3]["error"]
+
+    def test_what_cannot_be_asked_is_refused_before_anything_runs(self, tmp_path: Path, run: Run) -> None:
+        peer = ("--peer", str(interpreter(tmp_path, {"openvino-genai": "9"})))
+        result = run("benchmark", MODEL, *peer, "--prefill", "100000")
+        assert (result.exit_code, "more than the model's" in result.stderr) == (2, True)
+        result = run("benchmark", MODEL, *peer, "--device", "cuda")
+        assert (result.exit_code, "leave --device out" in result.stderr) == (2, True)
 
     def test_an_artifact_cannot_be_compared(self, smollm2: Path, tmp_path: Path, run: Run) -> None:
         python = interpreter(tmp_path, {"openvino-genai": "9"})
