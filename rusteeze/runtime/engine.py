@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from rusteeze.runtime.batch import build_batch
-from rusteeze.runtime.config import EngineConfig, SchedulerLimits
+from rusteeze.runtime.config import EngineConfig, limits_of
 from rusteeze.runtime.intake import Intake
 from rusteeze.runtime.interface import (
     Asked,
@@ -67,7 +67,7 @@ class SyncEngine:
         self._clock = clock
         self._scratch = np.empty(executor.vocab_size, np.float32)
         layout = cache_layout if config.prefix_caching else None
-        self.scheduler = Scheduler(_limits(executor, config), layout)
+        self.scheduler = Scheduler(limits_of(executor, config), layout)
         limits = self.scheduler.limits
         self._intake = Intake(tokenizer, executor.vocab_size, eos_token_ids, limits)
         self.max_live = None if config.max_queue is None else limits.max_num_seqs + config.max_queue
@@ -337,14 +337,3 @@ _ERRORS = {
 
 def _completion(started: Mailbox | Completion) -> Completion:
     return started if isinstance(started, Completion) else Completion.collect(list(started))
-
-
-def _limits(executor: Executor, config: EngineConfig) -> SchedulerLimits:
-    """The tighter of what the user chose and what the executor can do."""
-    tokens, length = executor.max_batched_tokens, executor.max_model_len
-    return SchedulerLimits(
-        executor.num_blocks, executor.block_size,
-        min(tokens, config.max_batched_tokens or tokens),
-        config.max_num_seqs,
-        min(length, config.max_model_len or length),
-    )  # fmt: skip
