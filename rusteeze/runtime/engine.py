@@ -37,6 +37,7 @@ from rusteeze.runtime.interface import (
     RequestError,
     RequestOutput,
     SamplingParams,
+    Takes,
 )
 from rusteeze.runtime.params import Grammar
 from rusteeze.runtime.request import LiveRequest
@@ -47,6 +48,8 @@ from rusteeze.runtime.stream import Mailbox
 from rusteeze.runtime.tokens import Tokenizer
 
 _log = logging.getLogger(__name__)
+
+Emit = Callable[[RequestOutput], None]
 
 
 class SyncEngine:
@@ -129,17 +132,24 @@ class SyncEngine:
             if request is not None:
                 self._commands.append(lambda: self._abort(request))
 
-    def step(self) -> list[RequestOutput]:
-        """Do one step of work and return what it produced."""
-        outputs = self._obey_commands()
-        outputs += self._end_overdue()
+    def step(self, takes: Takes | None = None) -> list[RequestOutput]:
+        """Do one step of work and return what it produced.
+
+        ``takes`` is shown each output as soon as it is made; those that it takes are not returned."""
+        left: list[RequestOutput] = []
+
+        def emit(output: RequestOutput) -> None:
+            if self._mailboxes:
+                self._post(output)
+            if takes is None or not takes(output):
+                left.append(output)
+
+        for output in (*self._obey_commands(), *self._end_overdue()):
+            emit(output)
         step = self.scheduler.schedule()
         if step.chunks:
-            outputs += self._run(step)
-        if self._mailboxes:
-            for output in outputs:
-                self._post(output)
-        return outputs
+            self._run(step, emit)
+        return left
 
     def stream(self, request_id: str) -> Mailbox:
         """The outputs of a submitted request from now on; asking for the next one runs the engine.
@@ -212,7 +222,7 @@ class SyncEngine:
 
     # One step
 
-    def _run(self, step: Step) -> list[RequestOutput]:
+    def _run(self, step: Step, emit: Emit) -> None:
         requests = [self._requests[chunk.sequence_id] for chunk in step.chunks]
         now = self._clock()
         for request in requests:
@@ -225,14 +235,16 @@ class SyncEngine:
             raise
         except Exception:
             _log.exception("the executor failed; the %d requests of its step end", len(requests))
-            return [self._fail(request, Fault.EXECUTOR) for request in requests]
+            for request in requests:
+                emit(self._fail(request, Fault.EXECUTOR))
+            return
         self.scheduler.commit(step)
-        outputs = self._read_prompt_rows(step, logits) if len(logits) > len(samples) else []
+        if len(logits) > len(samples):
+            self._read_prompt_rows(step, logits, emit)
         now = self._clock()
         for request, sample in samples:
             if request.sequence.finish_reason is None:
-                outputs.append(self._guard(request, request.accept, sample, now))
-        return outputs
+                emit(self._guard(request, request.accept, sample, now))
 
     def _sample(
         self, step: Step, requests: list[LiveRequest], logits: np.ndarray
@@ -252,15 +264,13 @@ class SyncEngine:
         samples = sample_rows(wanted, best, [request.sampler for request in requests], self._scratch)
         return list(zip(requests, samples, strict=True))
 
-    def _read_prompt_rows(self, step: Step, logits: np.ndarray) -> list[RequestOutput]:
-        outputs = []
+    def _read_prompt_rows(self, step: Step, logits: np.ndarray, emit: Emit) -> None:
         for chunk, begin, end in step.rows_of_chunks():
             rows = logits[begin : end - chunk.samples]
             if len(rows):
                 request, first = self._requests[chunk.sequence_id], chunk.end - chunk.num_rows
                 work = request.accept_prompt_rows
-                outputs.append(self._guard(request, work, first, rows, self._scratch))
-        return outputs
+                emit(self._guard(request, work, first, rows, self._scratch))
 
     def _guard(
         self, request: LiveRequest, work: Callable[..., RequestOutput], *arguments: Any
