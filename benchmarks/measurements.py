@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from provider import Provider
+from rusteeze.peers.provider import Provider
+from rusteeze.peers.rates import NEW_TOKENS, decode_rate, prefill_rate, prompts
 
-PROMPT_TOKENS, NEW_TOKENS = 32, 128
 SEQUENCES = (1, 8, 32)
 PREFILLS = (512, 2048)
 GROWTH_SEQUENCES, GROWTH_NEW = 32, 65
 # the last one leaves room for new tokens in a model of 8192
 GROWTH = (128, 256, 512, 1024, 2048, 4096, 8064)
-# Ids that are ordinary tokens in any vocabulary of a real model.
-TOKEN_IDS = range(1000, 20000)
 TEXT = (
     "The keeper of the lighthouse climbed the stairs every evening, trimmed the wick and wound the"
     " clockwork that turned the lamp. Then he"
@@ -57,29 +54,10 @@ def measurements(parts: Sequence[str], longest: int = GROWTH[-1]) -> Iterator[Me
         yield Measurement(what, "tok/s", partial(decode_rate_at, what, n), "decode")
 
 
-def prompts(what: str, sequences: int, length: int, seed: int) -> list[list[int]]:
-    """Drawn token ids; every repeat of every measurement has its own, so that no engine has seen them
-    before."""
-    draw = random.Random(f"{what} {sequences} {length} {seed}")
-    return [[draw.choice(TOKEN_IDS) for _ in range(length)] for _ in range(sequences)]
-
-
-def decode_rate(what: str, sequences: int, engine: Provider, seed: int) -> float:
-    """Tokens per second of all sequences together, the time of the prompts taken off."""
-    asked = prompts(what, sequences, PROMPT_TOKENS, seed)
-    short, long = engine.generate(asked, 1), engine.generate(asked, NEW_TOKENS)
-    return sequences * (NEW_TOKENS - 1) / (long.seconds - short.seconds)
-
-
 def decode_rate_at(what: str, context: int, engine: Provider, seed: int) -> float:
     """Tokens per second of all sequences once every one has its first token."""
     answer = engine.generate(prompts(what, GROWTH_SEQUENCES, context, seed), GROWTH_NEW)
     return answer.tail_tokens / answer.tail_seconds
-
-
-def prefill_rate(what: str, length: int, engine: Provider, seed: int) -> float:
-    """Tokens of one prompt per second, up to and with its first new token."""
-    return length / engine.generate(prompts(what, 1, length, seed), 1).seconds
 
 
 def first_token(engine: Provider, _: int) -> float:

@@ -11,7 +11,8 @@ import ctypes
 import sys
 
 import llama_cpp
-from peer_llamacpp import SILENT
+
+SILENT = llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
 def main() -> None:

@@ -21,10 +21,11 @@ import ceilings
 import machine
 import table
 from engines import compile_seconds, engines
-from machine import Measured, finished_seconds, watched
 from measurements import GROWTH, Measurement, measurements
-from provider import Provider
-from turns import Effort, Found, in_turns
+
+from rusteeze.peers.provider import Provider
+from rusteeze.peers.turns import Effort, Found, in_turns
+from rusteeze.peers.watch import Measured, finished_seconds, watched
 
 RESULTS = Path(__file__).with_name("results.csv")
 PARTS = ("ceilings", "decode", "prefill", "start", "compile", "growth")

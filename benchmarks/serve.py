@@ -30,8 +30,9 @@ import machine
 import table
 from engines import version
 from http_load import Load, prompts, through_http
-from machine import Measured, watched
 from table import percentile
+
+from rusteeze.peers.watch import Measured, tree_seconds, watched
 
 NEW_TOKENS = 64
 # Clients to prompts of each: enough to measure, and no minutes for one client.
@@ -114,7 +115,7 @@ def measured(port: int, pid: int, clients: int, seed: int) -> tuple[Load, float]
         loads.append(through_http(port, MODEL, work, NEW_TOKENS, stream=True))
         return loads[0].tokens_per_second
 
-    foreign = watched(run, lambda: machine.tree_seconds(pid) + time.process_time()).foreign
+    foreign = watched(run, lambda: tree_seconds(pid) + time.process_time()).foreign
     return loads[0], foreign
 
 

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from machine import Measured
+from rusteeze.peers.watch import Measured
 
 PERCENTILES = (20, 50, 80)
 COLUMNS = (

@@ -10,9 +10,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,37 +25,34 @@ from rusteeze.artifact.plan_text import plan_text
 from rusteeze.artifact.store import publish
 from rusteeze.artifact.tuned import TUNING, fingerprint, processor, user_table
 from rusteeze.codegen.bodies import attention_of
-from rusteeze.codegen.cpu.build import LibraryBuilds
 from rusteeze.codegen.cpu.isa import ALL, Isa
-from rusteeze.codegen.cpu.lower import Lowered, LoweringOptions, lower
-from rusteeze.codegen.cpu.tuning_table import (
-    ProcessorTable,
-    encode_table,
-    tables_for,
-    used_entries,
-)
 from rusteeze.codegen.gpu.build import build_kernels
 from rusteeze.codegen.gpu.lower import GpuOptions, lower_for_gpu
 from rusteeze.codegen.gpu.lowering import Lowering as GpuLowering
 from rusteeze.codegen.gpu.plan import make_cuda_plan
 from rusteeze.codegen.gpu.weights import GpuStatics
-from rusteeze.codegen.statics import Statics, plain
+from rusteeze.codegen.statics import Statics
 from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
 from rusteeze.frontend.checkpoint import Checkpoint, open_checkpoint
 from rusteeze.frontend.trace import trace
 from rusteeze.ir import Graph, print_graph
 from rusteeze.ir.storage import is_quantized, rounding_for
+from rusteeze.model_weights import Weights
 from rusteeze.observe import Observer
 from rusteeze.passes.pipeline import fusing, lowering, raising, rounding, run_passes
+from rusteeze.passes.sort_columns import SortedWeight
 from rusteeze.source import Source
 from rusteeze.version import compiler_version
-from rusteeze.weights import Dense, Weight
+from rusteeze.weights import Weight
+
+if TYPE_CHECKING:  # TVM is loaded where kernels for processors are wanted, and nowhere else
+    from rusteeze.codegen.cpu.lower import Lowered
+    from rusteeze.codegen.cpu.tuning_table import ProcessorTable
 
 Report = Callable[[str, float], None]
 DEFAULT_MODEL_LEN = 4096
 LONGEST_MODEL_LEN = 32768
-PLAIN_FLOATS = ("f32", "f16", "bf16")
 
 
 def compile_model(
@@ -82,6 +79,8 @@ def _build(
     model: Source, folder: Path, options: CompileOptions, facts: dict[str, Any], progress: Report
 ) -> None:
     observer = Observer.from_environment()
+    if options.cpu and find_spec("tvm") is None:
+        raise UserError("compiling for processors needs the package apache-tvm; run: pip install 'rusteeze[compile]'")
     progress("reading the checkpoint", 0.0)
     checkpoint = open_checkpoint(model.path)
     # what is wrong with the files is told before any long work
@@ -94,7 +93,8 @@ def _build(
     graph = traced.graph
     for name, value in graph.weights.items():
         value.format = weights.format_of(name, value.type.rank)
-    facts |= describe(model, checkpoint, graph, options, max_model_len)
+    columns = weights.sorted_weights() if options.cpu else {}
+    facts |= describe(model, checkpoint, graph, columns, options, max_model_len)
     if options.architectures:
         gpu_graph = graph.copy() if options.cpu else graph
         gpu = lower_for_cuda(gpu_graph, traced.constants, options, max_model_len, observer)
@@ -105,9 +105,9 @@ def _build(
         facts |= cuda_facts(gpu)
     if options.cpu:
         progress("rewriting", 0.35)
-        activations = choose_activations(graph, options)
+        activations = choose_activations(graph, options, columns)
         kv_dtype = choose_kv_dtype(activations, options)
-        optimize(graph, traced.constants, activations, kv_dtype, observer)
+        optimize(graph, traced.constants, activations, kv_dtype, observer, columns)
         progress("generating kernels", 0.45)
         lowered = lower_for_host(graph, max_model_len, known_schedules())
         with building(lowered, folder, options.jobs, observer):
@@ -122,9 +122,10 @@ def optimize(
     activations: str,
     kv_dtype: str,
     observer: Observer | None = None,
+    columns: Mapping[str, SortedWeight] | None = None,
 ) -> None:
-    """All passes, in place, up to the graph that is lowered."""
-    passes = [*raising(constants), *lowering(), *rounding(activations, kv_dtype), *fusing()]
+    """All passes, in place, up to the graph that is lowered. ``columns``: see SortColumns."""
+    passes = [*raising(constants), *lowering(columns=columns), *rounding(activations, kv_dtype), *fusing()]
     run_passes(graph, passes, observer)
 
 
@@ -135,12 +136,14 @@ def optimize_for_cuda(
     observer: Observer | None = None,
 ) -> None:
     """The same for GPUs, where codes are multiplied by bf16 activations. ``activations``: f32 or bf16."""
-    passes = [*raising(constants), *lowering(latents=False), *rounding(activations, "f32", codes="bf16"), *fusing()]
+    passes = [*raising(constants), *lowering(), *rounding(activations, "f32", codes="bf16"), *fusing()]
     run_passes(graph, passes, observer)
 
 
 def known_schedules() -> tuple[ProcessorTable, ...]:
     """What was measured on this processor."""
+    from rusteeze.codegen.cpu.tuning_table import tables_for
+
     return tables_for(processor(), user_table())
 
 
@@ -148,6 +151,8 @@ def lower_for_host(
     graph: Graph, max_model_len: int, tables: tuple[ProcessorTable, ...]
 ) -> Lowered:
     """Kernels and plan for this kind of machine, with the schedules in ``tables``."""
+    from rusteeze.codegen.cpu.lower import LoweringOptions, lower
+
     options = LoweringOptions(max_model_len, host_isas(), tables)
     return lower(graph, options)
 
@@ -180,6 +185,9 @@ def building(
     lowered: Lowered, folder: Path, jobs: int | None, observer: Observer
 ) -> Iterator[None]:  # fmt: skip
     """Write the plan, the schedules and, beside what the block does, the libraries into an artifact."""
+    from rusteeze.codegen.cpu.build import LibraryBuilds
+    from rusteeze.codegen.cpu.tuning_table import encode_table, used_entries
+
     (folder / "plan.json").write_bytes(encode_plan(lowered.plan))
     (folder / TUNING).write_bytes(encode_table(used_entries(lowered.kernels.values(), lowered.options)))
     if observer.folder:
@@ -201,39 +209,14 @@ def model_len(config: Any, asked: int | None = None) -> int:
     return asked
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A checkpoint's weights and a trace's constants by name. Plain matrices are converted to ``dtype``
-    unless that is "auto"; quantised weights stay as they are."""
-
-    checkpoint: Checkpoint
-    constants: Mapping[str, np.ndarray]
-    dtype: str
-
-    def format_of(self, name: str, rank: int) -> str:
-        """The format of what ``load`` will return for a weight of that rank."""
-        if name in self.constants:
-            return plain(self.constants[name]).format
-        stored = self.checkpoint.format_of(name)
-        return self.dtype if self._converts(stored, rank) else stored
-
-    def load(self, name: str) -> Weight:
-        if name in self.constants:
-            return plain(self.constants[name])
-        weight = self.checkpoint.load(name)
-        if isinstance(weight, Dense) and self._converts(weight.dtype, len(weight.shape)):
-            return weight.converted(self.dtype)
-        return weight
-
-    def _converts(self, stored: str, rank: int) -> bool:
-        return self.dtype != "auto" and rank > 1 and stored in PLAIN_FLOATS
-
-
-def choose_activations(graph: Graph, options: CompileOptions) -> str:
-    """What "auto" means: the coarsest rounding that some matrix asks for by its format."""
+def choose_activations(
+    graph: Graph, options: CompileOptions, columns: Mapping[str, SortedWeight] | None = None
+) -> str:
+    """What "auto" means: the coarsest rounding that some matrix asks for by its format, sorted or not."""
     if options.activations != "auto":
         return options.activations
-    wanted = {rounding_for(v.format) for v in graph.weights.values() if v.type.rank > 1}
+    formats = {v.format for v in graph.weights.values() if v.type.rank > 1}
+    wanted = set(map(rounding_for, formats | {s.format for s in (columns or {}).values()}))
     return next((kind for kind in ("int8", "bf16") if kind in wanted), "f32")
 
 
@@ -287,10 +270,13 @@ def write_weights(
 
 
 def describe(
-    model: Source, checkpoint: Checkpoint, graph: Graph, options: CompileOptions, max_model_len: int
-) -> dict[str, Any]:
+    model: Source, checkpoint: Checkpoint, graph: Graph, columns: Mapping[str, SortedWeight],
+    options: CompileOptions, max_model_len: int,
+) -> dict[str, Any]:  # fmt: skip
     """Facts for the manifest, for people and for the server. ``graph``: as traced."""
-    formats = Counter(v.format for v in graph.weights.values() if v.type.rank > 1)
+    formats = Counter(
+        columns[n].format if n in columns else v.format for n, v in graph.weights.items() if v.type.rank > 1
+    )
     architectures = getattr(checkpoint.config, "architectures", None) or [
         checkpoint.config.model_type
     ]

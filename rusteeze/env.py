@@ -7,7 +7,7 @@ Example: ``env.CACHE.get()`` gives the folder as a Path.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -137,3 +137,8 @@ VARIABLES: tuple[Variable, ...] = (
 def log_level() -> str:
     """The level that the environment asks for, or the default."""
     return LOG_LEVEL.get() or PLAIN_LOG_LEVEL.get() or "warning"
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """What a child process inherits, with ``extra`` variables in it."""
+    return {**os.environ, **extra}

@@ -38,7 +38,8 @@ class StubGpu:
         self._lib.stub_reset.argtypes = [ctypes.c_size_t, *[ctypes.c_int] * 3]
         self._lib.stub_fail.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int]
         self._lib.stub_calls.argtypes = [ctypes.c_char_p]
-        for name in ("live", "used", "unpinned", "launches", "replays", "calls"):
+        self._lib.stub_room.argtypes = [ctypes.c_uint64]
+        for name in ("live", "used", "unpinned", "launches", "replays", "calls", "room"):
             getattr(self._lib, f"stub_{name}").restype = ctypes.c_long
         self._hook: object = None
         self.errors: list[BaseException] = []
@@ -48,6 +49,10 @@ class StubGpu:
     ) -> None:
         self._lib.stub_reset(total_bytes, devices, *architecture)
         self.errors.clear()
+
+    def make(self, device: int, architecture: tuple[int, int]) -> None:
+        """Make one of the devices another kind of GPU."""
+        self._lib.stub_set_version(device, 10 * architecture[0] + architecture[1])
 
     def run_kernels(self, kernels: dict[str, Kernel]) -> None:
         """From now on kernels do what these do. One that raises is a launch error; see ``errors``."""
@@ -74,6 +79,10 @@ class StubGpu:
 
     def calls(self, function: str) -> int:
         return int(self._lib.stub_calls(function.encode()))
+
+    def room(self, address: int) -> int:
+        """Bytes from an address to the end of its allocation; 0 where nothing is allocated."""
+        return int(self._lib.stub_room(address))
 
     @property
     def used_bytes(self) -> int:

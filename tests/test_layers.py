@@ -40,13 +40,15 @@ ROOMS: dict[str, set[str]] = LEAVES | {
     "frontend": {"ir"} | _LEAVES,
     "passes": {"ir"} | _LEAVES,
     "codegen": {"ir"} | _LEAVES,
-    "compiler": {"ir", "frontend", "passes", "codegen"} | _LEAVES,
+    "model_weights": {"frontend", "passes", "codegen"} | _LEAVES,
+    "compiler": {"ir", "frontend", "passes", "codegen", "model_weights"} | _LEAVES,
     "runtime": _PLAIN,
     "autotune": {"ir", "codegen", "compiler", "runtime"} | _LEAVES,
     "quantize": {"ir", "frontend", "passes"} | _LEAVES,
     "rlm": {"runtime"} | _PLAIN,
     "server": {"runtime", "rlm"} | _PLAIN,
-    "cli": {"compiler", "autotune", "quantize", "frontend", "passes", "ir", "runtime", "rlm", "server", "__init__"}
+    "peers": {"runtime"} | _PLAIN,
+    "cli": {"compiler", "autotune", "quantize", "frontend", "passes", "ir", "runtime", "rlm", "server", "peers", "__init__"}
     | _PLAIN,
     "__main__": {"cli"},
 }
@@ -60,7 +62,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "triton": ("codegen/gpu/",),
     "tvm_ffi": ("codegen/cpu/", "runtime/launch.py"),
     "cuda": ("runtime/cuda/driver.py",),
-    "ctypes": ("runtime/launch.py",),
+    "ctypes": ("runtime/launch.py", "peers/peer_llamacpp.py"),
     "tokenizers": ("runtime/tokens.py", "frontend/", "quantize/calibration.py"),
     "minijinja": ("runtime/template.py",),
     "llguidance": ("runtime/grammar.py",),
@@ -69,6 +71,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("server/",),
     "re2": ("rlm/search.py",),
     "click": ("cli/",),
+    "answering": ("peers/peer_",),  # beside the scripts, which foreign interpreters run
+    "llama_cpp": ("peers/peer_llamacpp.py",),
+    "openvino": ("peers/peer_openvino.py",),
+    "openvino_genai": ("peers/peer_openvino.py",),
+    "vllm": ("peers/peer_vllm.py",),
     "matplotlib": ("cli/roofline.py",),
     "rich": ("cli/", "observe.py"),
     "huggingface_hub": ("cli/download.py",),

@@ -40,6 +40,7 @@ BUCKETS = (1, 2, 4, 8)
 SHARED_BYTES = 60_000
 SCRATCH_BYTES = 128
 ONE = Count()
+PARTS = (slice(0, 100), slice(100, 300), slice(300, VOCAB))
 BIAS = np.random.default_rng(7).standard_normal(VOCAB).astype(np.float32)
 
 
@@ -56,12 +57,14 @@ _STORE = (
 _LOGITS = (
     (
         *(_pointer(n) for n in ("counts", "rows", "tiles", "tables", "keys", "tokens")),
-        _pointer("bias", "*fp32"), _pointer("work"), _pointer("out", "*fp32"), Param("blocks", "i32", 2),
+        _pointer("bias", "*fp32"), _pointer("work"), _pointer("out", "*fp32"), _pointer("values", "*fp32"),
+        _pointer("places"), Param("blocks", "i32", 2),
     ),
     (
         _COUNTS, Address("input", "rows"), Address("input", "tiles"), Address("input", "block_tables"),
         Address("key_pages", 0), Address("buffer", 0), Address("weight", "bias"),
-        Address("workspace", 0, 64), Address("buffer", 1), Count(of="blocks"),
+        Address("workspace", 0, 64), Address("buffer", 1), Address("buffer", 2), Address("buffer", 3),
+        Count(of="blocks"),
     ),
 )  # fmt: skip
 
@@ -73,8 +76,8 @@ def toy_plan(**changes: object) -> CudaPlan:
     plan = CudaPlan(
         schema=CUDA_SCHEMA, architectures=("sm_80", "sm_90"), vocab_size=VOCAB,
         max_model_len=MAX_MODEL_LEN, query_tokens=QUERY_TOKENS, buckets=BUCKETS,
-        arena_row_bytes={"T": 32, "R": 4 * ROW + 64}, workspace_bytes=128,
-        buffers=(Buffer("T", 16, 16), Buffer("R", 4 * ROW, 64)),
+        arena_row_bytes={"T": 32, "R": 4 * ROW + 192}, workspace_bytes=128,
+        buffers=(Buffer("T", 16, 16), Buffer("R", 4 * ROW, 64), Buffer("R", 64, 4 * ROW + 64), Buffer("R", 64, 4 * ROW + 128)),
         pages=(Pages(0, 4 * BLOCK_SIZE, 32),),
         kernels=(
             _kernel("store", _STORE[0]),
@@ -89,7 +92,7 @@ def toy_plan(**changes: object) -> CudaPlan:
                 by="context", origin="second", cost=Cost("bf16", "R", row_flops=2),
             ),
         ),
-        logits=1,
+        logits=1, best=(2, 3), best_parts=len(PARTS),
     )  # fmt: skip
     return msgspec.structs.replace(plan, **changes)
 
@@ -131,10 +134,10 @@ class ToyKernels:
 
     def _logits(self, name: str, grid: Grid, args: list[int]) -> None:
         self.seen.append((name, grid))
-        self.scratch.append(args[10])
+        self.scratch.append(args[12])
         tokens, rows, num_tiles, sequences = memory(args[0], 4, np.int32).tolist()
         assert grid[0] >= -(-rows // 2)
-        width = args[9]
+        width = args[11]
         wanted = memory(args[1], rows, np.int32)
         tiles = memory(args[2], TILE_FIELDS * num_tiles, np.int32).reshape(-1, TILE_FIELDS)
         tables = memory(args[3], sequences * width, np.int32).reshape(sequences, width)
@@ -150,6 +153,10 @@ class ToyKernels:
             assert history[-1] == memory(args[5], 4 * tokens, np.int32)[4 * row]
             out = memory(args[8] + 4 * ROW * place, VOCAB, np.float32)
             out[:] = logits_of(history, VOCAB) + memory(args[6], VOCAB, np.float32)
+            values, places = memory(args[9] + 64 * place, 3, np.float32), memory(args[10] + 64 * place, 3, np.int32)
+            for part, columns in enumerate(PARTS):
+                cut = np.where(np.isnan(out[columns]), np.inf, out[columns])
+                values[part], places[part] = cut.max(), columns.start + cut.argmax()
 
 
 def expected_logits(history: list[int]) -> np.ndarray:

@@ -57,7 +57,7 @@ import msgspec
 
 from rusteeze.artifact.contract import Buffer, Cost, Pages, decode_versioned
 
-CUDA_SCHEMA = 1
+CUDA_SCHEMA = 2
 PLAN_FILE = "cuda/plan.json"
 WEIGHTS_FILE = "cuda/weights.safetensors"
 
@@ -84,18 +84,20 @@ class Capacities:
 
 
 class Count(msgspec.Struct, frozen=True, omit_defaults=True, tag="count"):
-    """A whole number that depends on a capacity: ``times * ceil(capacity / per)``, at most ``most`` (0: no
-    bound); without a capacity it is ``times``."""
+    """A whole number that depends on a capacity: ``times * ceil(capacity / per) + plus``, at most ``most`` (0: no
+    bound), 0 where the capacity is; without a capacity it is ``times``."""
 
     of: Capacity | None = None
     per: int = 1
     times: int = 1
     most: int = 0
+    plus: int = 0
 
     def value(self, capacities: Capacities) -> int:
         if self.of is None:
             return self.times
-        number = self.times * -(-int(getattr(capacities, self.of)) // self.per)
+        capacity = int(getattr(capacities, self.of))
+        number = self.times * -(-capacity // self.per) + (self.plus if capacity else 0)
         return min(number, self.most) if self.most else number
 
 
@@ -202,6 +204,10 @@ class CudaPlan(msgspec.Struct, frozen=True):
     calls: tuple[CudaCall, ...]
     logits: int
     """The buffer that holds float32 [R, vocab_size] after a step; rows are ``row_bytes`` apart."""
+    best: tuple[int, int]
+    """The buffers that hold the largest logit of each part of a row, float32 [R, best_parts], infinity where the
+    part has a NaN, and its token, int32: the first of equals. Parts are in order."""
+    best_parts: int
 
     def kv_bytes_per_block(self) -> int:
         return sum(p.key_bytes + p.value_bytes for p in self.pages)

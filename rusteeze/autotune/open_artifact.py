@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rusteeze.artifact.contract import Plan, decode_plan
+from rusteeze.artifact.cuda_contract import PLAN_FILE
 from rusteeze.artifact.store import Manifest, member, verify
 from rusteeze.artifact.tuned import TUNING
 from rusteeze.codegen.cpu.lower import Lowered
@@ -19,6 +20,7 @@ from rusteeze.compiler import building, known_schedules, lower_for_host
 from rusteeze.errors import UserError
 from rusteeze.ir import parse
 from rusteeze.observe import Observer
+from rusteeze.runtime.backend import CPU_PLAN
 from rusteeze.runtime.weights import WeightFile
 from rusteeze.version import compiler_version
 
@@ -33,7 +35,9 @@ class OpenArtifact:
         self.manifest: Manifest = verify(path)
         if self.manifest.compiler != compiler_version():
             raise UserError(f"{path.name}: made by another version of Rusteeze; compile the model again")
-        self.plan: Plan = decode_plan(member(path, self.manifest, "plan.json").read_bytes())
+        if CPU_PLAN not in self.manifest.files and PLAN_FILE in self.manifest.files:
+            raise UserError(f"{path.name} was compiled for GPUs only, and only kernels of processors have schedules to measure")
+        self.plan: Plan = decode_plan(member(path, self.manifest, CPU_PLAN).read_bytes())
         self.weights = WeightFile(member(path, self.manifest, "weights.safetensors"))
 
     def as_compiled(self) -> Lowered:

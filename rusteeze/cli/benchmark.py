@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+import rusteeze.source
 from rusteeze import env
 from rusteeze.artifact.cuda_contract import WEIGHTS_FILE
+from rusteeze.cli import peer_table
 from rusteeze.cli.command import Command, wants_json
 from rusteeze.cli.compile_options import kv_dtype_option
 from rusteeze.cli.devices import artifact_on, device_option
 from rusteeze.cli.machine_load import MachineLoad, warning
 from rusteeze.cli.output import bytes_text, print_json, print_table
+from rusteeze.cli.peer_table import compared, engines
 from rusteeze.errors import UserError
 from rusteeze.runtime import llm
+from rusteeze.runtime.backend import available_cores
 from rusteeze.runtime.benchmark import Load, Run, repeated
 from rusteeze.runtime.llm import LLM
 
@@ -42,19 +47,28 @@ COLUMNS = ("what", "tok/s", "first token ms", "between tokens ms", "runs")
     "--budget", type=click.FloatRange(min=0), default=30.0, metavar="SECONDS",
     help="About how long to measure.",
 )  # fmt: skip
+@click.option(
+    "--peer", "peers", multiple=True, metavar="PYTHON",
+    help="Compare with the engines of this interpreter (llama-cpp-python, openvino-genai, vllm) that read MODEL, "
+    "in turns; may be given several times.",
+)  # fmt: skip
 @device_option
 @kv_dtype_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 def command(
     model: str, batch: tuple[int, ...], prefill: tuple[int, ...], new_tokens: int, budget: float,
-    device: str, kv_dtype: str, threads: int | None,
+    peers: tuple[str, ...], device: str, kv_dtype: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Measure decoding and prompt processing of MODEL: an artifact, or a model that is compiled when it
     has to be.
 
-    Prompts are drawn, greedy, end tokens ignored."""
-    artifact = artifact_on(model, device, kv_dtype)
-    loaded = llm.load(artifact, threads or env.THREADS.get(), device=device)
+    Prompts are drawn, greedy, end tokens ignored. With --peer, prompts of decoding have 32 tokens and answers
+    128, prefixes are not reused, and the budget is that of each engine."""
+    artifact, count = artifact_on(model, device, kv_dtype), threads or env.THREADS.get()
+    if peers:
+        _compare(model, artifact, peers, count or available_cores(), batch, prefill, budget)
+        return
+    loaded = llm.load(artifact, count, device=device)
     try:
         loads = [Load(n, DECODE_PROMPT, new_tokens) for n in batch] + [Load(1, n, 1) for n in prefill]
         _check_lengths(loads, loaded.executor.max_model_len)
@@ -70,6 +84,22 @@ def command(
     click.echo("\nmemory: " + ", ".join(f"{what} {bytes_text(n)}" for what, n in memory.items()))
     if warning(foreign):
         click.echo(warning(foreign), err=True)
+
+
+def _compare(
+    model: str, artifact: Path, peers: tuple[str, ...], threads: int, batch: tuple[int, ...],
+    prefill: tuple[int, ...], budget: float,
+) -> None:  # fmt: skip
+    found = engines(rusteeze.source.resolve(model), artifact, peers, threads)
+    try:
+        rows = list(compared(found, batch, prefill, budget))
+    finally:
+        for engine in found:
+            engine.stop()
+    if wants_json():
+        print_json({"compared": rows, "threads": threads})
+        return
+    print_table("", peer_table.COLUMNS, [peer_table.row(facts) for facts in rows], WIDTH)
 
 
 def _check_lengths(loads: list[Load], longest: int) -> None:

@@ -26,7 +26,7 @@ FORMATS = ("gptq", "awq", "compressed-tensors", "gguf")
     "--group", type=int, default=128, show_default=True, metavar="N", help="Columns that share a scale."
 )
 @click.option("--sym", is_flag=True, help="No zero points: codes lie around the middle one.")
-@click.option("--act-order", is_flag=True, help="gptq: round the columns first that matter most.")
+@click.option("--act-order/--no-act-order", default=None, help="gptq: the columns first that matter most (it does).")
 @click.option(
     "--calibration", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="TEXT",
     help="Text that the model reads meanwhile (gptq, awq, --target-bits); Python's language reference by default.",
@@ -38,7 +38,7 @@ FORMATS = ("gptq", "awq", "compressed-tensors", "gguf")
     "--target-bits", type=float, metavar="X", help="Mix 2, 3, 4 and 8 bits, so that X are used on average."
 )
 def command(
-    model: str, output: Path, method: str, bits: str, group: int, sym: bool, act_order: bool,
+    model: str, output: Path, method: str, bits: str, group: int, sym: bool, act_order: bool | None,
     calibration: Path | None, tokens: int, format: str, target_bits: float | None,
 ) -> None:  # fmt: skip
     """Quantise MODEL: a model folder, a GGUF file or a downloaded Hugging Face id.

@@ -12,14 +12,13 @@ import click
 import rusteeze.source
 from rusteeze.artifact.store import verify
 from rusteeze.cli.accuracy import compare, compiled_logits
-from rusteeze.cli.artifacts import artifact_for
 from rusteeze.cli.command import Command, wants_json
 from rusteeze.cli.compile_options import kv_dtype_option
 from rusteeze.cli.conversation import Conversation, completed, open_conversation
+from rusteeze.cli.devices import artifact_on, device_option
 from rusteeze.cli.extras import load_extra
 from rusteeze.cli.output import bytes_text, print_json, print_table
 from rusteeze.cli.sampling_options import Sampling
-from rusteeze.config import CompileOptions
 from rusteeze.errors import UserError
 from rusteeze.server.config import read_file
 from rusteeze.source import Source
@@ -46,10 +45,11 @@ this is perhaps the best thing about it."""
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Text to compare on; a short passage by default.",
 )
+@device_option
 @kv_dtype_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 def command(
-    model: str, against: str | None, text: Path | None, kv_dtype: str, threads: int | None
+    model: str, against: str | None, text: Path | None, device: str, kv_dtype: str, threads: int | None
 ) -> None:
     """Check MODEL: an artifact, a model (compiled when it has to be), a config.json alone, or a
     rusteeze.yaml for serve."""
@@ -64,15 +64,15 @@ def command(
     if against and source.kind == "artifact":
         raise UserError("--against hf needs the model itself, not its artifact")
     passage = text.read_text(encoding="utf-8") if text else PASSAGE
-    _print(_checks(source, CompileOptions(kv_dtype=kv_dtype), against, passage, threads))
+    _print(_checks(source, device, kv_dtype, against, passage, threads))
 
 
 def _checks(
-    source: Source, options: CompileOptions, against: str | None, passage: str, threads: int | None
+    source: Source, device: str, kv_dtype: str, against: str | None, passage: str, threads: int | None
 ) -> Iterator[dict[str, Any]]:
-    artifact = artifact_for(str(source.path), options)
+    artifact = artifact_on(str(source.path), device, kv_dtype)
     yield _check_files(artifact)
-    conversation = open_conversation(artifact, threads, Sampling({"max_tokens": 4}))
+    conversation = open_conversation(artifact, threads, Sampling({"max_tokens": 4}), device)
     yield _check_run(conversation)
     if against:
         yield _check_accuracy(conversation, source, passage)

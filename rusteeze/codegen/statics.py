@@ -28,7 +28,7 @@ CODEBOOK_VALUES = 16
 
 
 def format_of(value: Value) -> Format:
-    """The format a static value keeps without loss: its weights', where only rows are joined or cut."""
+    """The format a static value keeps without loss: its weights', where only rows are joined, picked or cut."""
     return parse_format(stored_format(value))
 
 
@@ -42,6 +42,9 @@ def load_static(value: Value, load: Load) -> Weight:
         parts = [load_static(v, load) for v in node.inputs()]
         if node.op.name == "concat":
             return concat_rows(parts)  # type: ignore[type-var]
+        if node.op.name == "gather_rows":
+            part, index = parts
+            return part.rows(as_array(index))
         (part,) = parts
         if node.op.name == "slice":
             index = slice(node.attrs["start"], node.attrs["stop"])

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from rusteeze.frontend.checkpoint_errors import CheckpointError
 from rusteeze.frontend.folder_model import FolderCheckpoint
 from rusteeze.frontend.gguf_model import GGUFCheckpoint
+from rusteeze.frontend.stored_weight import SortedColumns
 from rusteeze.weights import Weight
 
 
@@ -31,6 +32,9 @@ class Checkpoint(Protocol):
 
     def load(self, param: str) -> Weight:
         """The weight, in the shape that transformers gives it. Reads or maps this one only."""
+
+    def sorted_columns(self, param: str) -> SortedColumns | None:
+        """The weight with its columns in another order, if only that keeps its codes."""
 
     def save_tokenizer(self, dest: Path) -> None:
         """Write tokenizer.json, chat_template.jinja and generation_config.json into a folder; see

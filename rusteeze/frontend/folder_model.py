@@ -20,6 +20,7 @@ from rusteeze.frontend.quantised import method_of, read_weights
 from rusteeze.frontend.quantised_config import QuantConfig, quantisation_of
 from rusteeze.frontend.safetensors_file import open_safetensors_model, parse_json_object
 from rusteeze.frontend.stored_parts import StoredPart, stored_parts
+from rusteeze.frontend.stored_weight import SortedColumns
 from rusteeze.frontend.tokenizer_files import save_folder_tokenizer
 from rusteeze.weights import Dense, Weight
 
@@ -74,6 +75,11 @@ class FolderCheckpoint:
         """The stored matrices whose rows make up a parameter; None if it is made otherwise."""
         self._require(param)
         return stored_parts(self._plan.conversion(param), {n: w.shape for n, w in self.weights.items()})
+
+    def sorted_columns(self, param: str) -> SortedColumns | None:
+        self._require(param)
+        conversion = self._plan.conversion(param)
+        return self.weights[conversion.tensors[0]].find_sorted() if conversion.converter is None else None
 
     def _load(self, plan: ConversionPlan, param: str) -> Weight:
         format = plan.format_of(param, self._stored_format)

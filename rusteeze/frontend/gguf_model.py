@@ -21,6 +21,7 @@ from rusteeze.frontend.gguf_config import architecture_name, gguf_config
 from rusteeze.frontend.gguf_file import GGUFFile, open_gguf
 from rusteeze.frontend.gguf_rope import ROPE_TENSORS
 from rusteeze.frontend.gguf_transforms import Change, change_of, decoded
+from rusteeze.frontend.stored_weight import SortedColumns
 from rusteeze.frontend.tokenizer_files import save_gguf_tokenizer
 from rusteeze.weights import Dense, Weight, concat_rows
 
@@ -67,6 +68,9 @@ class GGUFCheckpoint:
         if weight.shape != recipe.shape:  # a vector that transformers holds as a matrix of one row
             weight = Dense(decoded(weight).values.reshape(recipe.shape), decoded(weight).dtype)
         return weight
+
+    def sorted_columns(self, param: str) -> SortedColumns | None:
+        return None
 
     def save_tokenizer(self, dest: Path) -> None:
         save_gguf_tokenizer(self.file, dest)

@@ -95,14 +95,16 @@ class _IntegerWeight:
         return self.parts.weight(
             (self.n, self.k), lambda: str(self.grid().layout), self.load,
             PACKED if self.packed else ".weight", SCALE, ZERO, INDEX, ".weight_shape",
+            find_sorted=lambda: self.grid().sorted_columns(self.codes),
         )  # fmt: skip
 
     def load(self) -> Weight:
+        return self.grid().weight(self.codes())
+
+    def codes(self) -> Array:
         if self.packed:
-            codes = unpack_fields(self.parts.read(PACKED, ["I32"]), self.bits, self.k)
-        else:
-            codes = self.parts.read(".weight", ["I8"]).view(np.uint8) ^ np.uint8(0x80)
-        return self.grid().weight(codes)
+            return unpack_fields(self.parts.read(PACKED, ["I32"]), self.bits, self.k)
+        return self.parts.read(".weight", ["I8"]).view(np.uint8) ^ np.uint8(0x80)
 
     def grid(self) -> Grid:
         scale = self.parts.scales(SCALE).reshape(self.rows, self.groups)

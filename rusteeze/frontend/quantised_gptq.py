@@ -59,11 +59,14 @@ class _GptqWeight:
         return self.parts.weight(
             (self.n, self.k), lambda: str(self.grid().layout), self.load,
             ".qweight", ".qzeros", ".scales", ".g_idx",
+            find_sorted=lambda: self.grid().sorted_columns(self.codes),
         )  # fmt: skip
 
     def load(self) -> Weight:
-        words = self.parts.read(".qweight", ["I32"])
-        return self.grid().weight(unpack_fields(words.T, self.bits, self.k))
+        return self.grid().weight(self.codes())
+
+    def codes(self) -> Array:
+        return unpack_fields(self.parts.read(".qweight", ["I32"]).T, self.bits, self.k)
 
     def grid(self) -> Grid:
         scale = self.parts.scales(".scales", (self.groups, self.n))

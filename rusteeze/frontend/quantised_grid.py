@@ -3,15 +3,18 @@
 Formats give every column of W[N, K] to some group; kernels want groups of equal size that are runs of
 columns. Where the runs are there, the weight stays what it is: Affine, with a zero point for all or a
 minimum per group. Where they are not (act-order), or where scale * zero would round, it becomes plain
-float32, which holds every product of a code and an f16 or bf16 scale exactly.
+float32, which holds every product of a code and an f16 or bf16 scale exactly; or, for those who can put the
+activations in another order, the same codes with their columns sorted by group.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rusteeze.frontend.stored_weight import SortedColumns
 from rusteeze.weights import Affine, Dense, Format, Weight, dense_format
 
 Array = np.ndarray
@@ -51,6 +54,17 @@ class Grid:
         scale = scale.astype(np.float32)
         zero = self.zero if isinstance(self.zero, int) else self.zero[:, groups]
         return Affine(self.bits, layout.group, codes, scale, -(scale * zero).astype(np.float32))
+
+    def sorted_columns(self, codes: Callable[[], Array]) -> SortedColumns | None:
+        """The weight of ``codes()`` with its columns sorted by group, if they are not runs and would be then."""
+        if longest_run(self.column_group):
+            return None
+        columns = np.argsort(self.column_group, kind="stable").astype(np.int32)
+        grid = replace(self, column_group=self.column_group[columns])
+        layout = grid.layout
+        if layout.family == "dense":
+            return None
+        return SortedColumns(columns, str(layout), lambda: grid.weight(codes()[:, columns]))
 
     def _zero(self) -> int | None:
         """The zero point of the whole weight, if it has one that is a code."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from rusteeze.frontend.quantised_config import QuantConfig
 from rusteeze.frontend.safetensors_file import SafetensorsModel
-from rusteeze.frontend.stored_weight import StoredWeight
+from rusteeze.frontend.stored_weight import SortedColumns, StoredWeight
 from rusteeze.weights import Dense, Weight
 
 Array = np.ndarray
@@ -62,11 +62,11 @@ class Parts:
 
     def weight(
         self, shape: tuple[int, ...], find_format: Callable[[], str], load: Callable[[], Weight],
-        *suffixes: str,
+        *suffixes: str, find_sorted: Callable[[], SortedColumns | None] = lambda: None,
     ) -> StoredWeight:  # fmt: skip
         """The weight of that shape that is made of those parts that are there."""
         used = tuple(self.stem + s for s in suffixes if s in self)
-        return StoredWeight(used, shape, find_format, load)
+        return StoredWeight(used, shape, find_format, load, find_sorted)
 
     def refuse(self, what: str, instead: str = AGAIN) -> NoReturn:
         self.config.refuse(what, instead)

@@ -1,6 +1,6 @@
 """In which format a static value is stored, as far as the graph says.
 
-A weight has a format; rows that are joined, cut or stacked keep it; whatever else is computed from weights is
+A weight has a format; rows that are joined, cut, picked or stacked keep it; whatever else is computed from weights is
 plain float32.
 """
 
@@ -23,9 +23,9 @@ def stored_format(value: Value) -> str:
 
 
 def shared_format(node: Node) -> str | None:
-    """The format of all operands, if the node keeps it: it only joins, cuts or stacks rows, or moves
+    """The format of all operands, if the node keeps it: it only joins, cuts, picks or stacks rows, or moves
     elements that are numbers of their own, or undoes that a weight is stored transposed."""
-    formats = {stored_format(v) for v in node.inputs()}
+    formats = {stored_format(v) for v in node.inputs() if not _is_index(node, v)}
     if len(formats) != 1:
         return None
     (only,) = formats
@@ -49,12 +49,18 @@ def rounding_for(format: str) -> str | None:
     return "bf16" if format == "bf16" or format.startswith("float8") else None
 
 
+def _is_index(node: Node, value: Value) -> bool:
+    return node.op.name == "gather_rows" and value is node.operands[1]
+
+
 def _keeps_format(node: Node, format: str) -> bool:
     if _TRANSPOSED.fullmatch(format):
         return False
     before, after = next(node.inputs()).type, node.results[0].type
     if node.op.name == "concat":
         return node.attrs["axis"] == 0 and before.rank < 3
+    if node.op.name == "gather_rows":
+        return before.rank < 3
     if node.op.name == "slice":
         axis: int = node.attrs["axis"]  # type: ignore[assignment]
         return (axis == 0 or axis % before.rank == before.rank - 2) and node.attrs["step"] == 1

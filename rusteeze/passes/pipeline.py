@@ -27,10 +27,11 @@ from rusteeze.passes.raise_rope import RaiseRope
 from rusteeze.passes.round_cache import RoundCache
 from rusteeze.passes.share_key_heads import ShareKeyHeads
 from rusteeze.passes.sink_gather_rows import SinkGatherRows
+from rusteeze.passes.sort_columns import SortColumns, SortedWeight
 
 PASS_TYPES: tuple[type[Pass], ...] = (
     Canonicalize, RaiseRope, RaiseNorms, RaiseActivations, ShareKeyHeads, CacheLatents,
-    SinkGatherRows, FuseLinears, QuantizeActivations, RoundCache, Fuse,
+    SortColumns, SinkGatherRows, FuseLinears, QuantizeActivations, RoundCache, Fuse,
 )  # fmt: skip
 
 
@@ -46,11 +47,10 @@ def raising(tables: Mapping[str, np.ndarray] | None = None) -> list[Pass]:
     ]
 
 
-def lowering(latents: bool = True) -> list[Pass]:
-    """From the raised graph towards kernels: the same meaning in fewer and larger products, and with
-    ``latents`` in smaller caches (CPU)."""
-    smaller = [CacheLatents()] if latents else []
-    return [*smaller, SinkGatherRows(), FuseLinears(), Canonicalize()]
+def lowering(columns: Mapping[str, SortedWeight] | None = None) -> list[Pass]:
+    """From the raised graph towards kernels: the same meaning in fewer and larger products, in smaller
+    caches, and on weights whose ``columns`` are sorted (CPU)."""
+    return [CacheLatents(), SortColumns(columns or {}), SinkGatherRows(), FuseLinears(), Canonicalize()]
 
 
 def rounding(activations: str, cache: str, codes: str = "int8") -> list[Pass]:

@@ -12,7 +12,7 @@ from rusteeze.ir.types import ROWS, TOKENS
 from rusteeze.passes.pass_base import Pass, PassResult
 
 EQUATION = "gather_rows(op(x), rows) => op(gather_rows(x, rows))"
-TOKENWISE = {"rms_norm", "layer_norm", "quantize", "glu", "softcap"}
+TOKENWISE = {"rms_norm", "layer_norm", "quantize", "glu", "softcap", "gather_columns"}
 PRODUCTS = {"linear", "block_linear", "expert_linear"}
 ALONG_AXIS = {"slice", "concat", "softmax", "cumsum", "topk", "sum", "mean", "max", "min"}
 

@@ -4,6 +4,7 @@ them down; then each group's range is clipped to where its outputs change least.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import torch
 
 from rusteeze.quantize.grid import GridSpec, group_moments, search_ranges
 from rusteeze.quantize.method import Fold, Matrix, Site, SiteResult
+from rusteeze.quantize.products import linear
 from rusteeze.quantize.results import Quantised, Uniform
 from rusteeze.quantize.rtn import round_to_nearest
 
@@ -42,20 +44,26 @@ class Awq:
 
 
 def best_factors(site: Site, fold: Fold, spec: GridSpec) -> Tensor | None:
-    """Factors f32 [K] under which rounding to nearest changes the outputs of the site least; None: all one."""
-    seen = [m for m in site.matrices if m.inputs.are_enough]
+    """Factors f32 [K] under which rounding to nearest changes the outputs of the site least; None: all one.
+    Second moments are taken up once for each input."""
+    seen = [matrices for matrices in site.by_inputs() if matrices[0].inputs.are_enough]
     if not seen:
         return None
-    magnitude = torch.stack([m.inputs.magnitude for m in seen]).mean(0)
-    best, least = None, sum(_error(m, None, spec) for m in seen)
+    tried = [None, *_candidates([m for matrices in seen for m in matrices], fold)]
+    errors = [0.0] * len(tried)
+    for matrices in seen:
+        for i, factors in enumerate(tried):
+            errors[i] += sum(_error(m, factors, spec) for m in matrices)
+    return tried[errors.index(min(errors))]
+
+
+def _candidates(matrices: list[Matrix], fold: Fold) -> Iterator[Tensor]:
+    """Powers of the inputs' magnitudes, as the fold allows them."""
+    magnitude = torch.stack([m.inputs.magnitude for m in matrices]).mean(0)
     for step in range(1, STEPS):
         wanted = magnitude.clamp(min=SMALLEST) ** (step / STEPS)
         wanted = _tied(wanted / (wanted.max() * wanted.min()).sqrt(), fold.tie)
-        factors = fold.exact(wanted.clamp(min=SMALLEST))
-        error = sum(_error(m, factors, spec) for m in seen)
-        if error < least:
-            best, least = factors, error
-    return best
+        yield fold.exact(wanted.clamp(min=SMALLEST))
 
 
 def _error(m: Matrix, factors: Tensor | None, spec: GridSpec) -> float:
@@ -65,7 +73,7 @@ def _error(m: Matrix, factors: Tensor | None, spec: GridSpec) -> float:
     change = (spec.round(groups, *spec.fit(groups)) - groups).reshape(scaled.shape)
     if factors is not None:
         change = change / factors
-    return float(((change @ m.inputs.hessian) * change).sum())
+    return float((linear(change, m.inputs.hessian) * change).sum())
 
 
 def _tied(factors: Tensor, tie: Tensor) -> Tensor:

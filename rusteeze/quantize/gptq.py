@@ -18,6 +18,7 @@ from rusteeze.quantize.rtn import round_to_nearest
 
 Tensor = torch.Tensor
 DAMPING = 0.01  # of the mean diagonal, as the reference does
+OUT_OF_REACH = 1e30  # a step too long for what other columns pass on: groups of zeros stay zero
 BLOCK = 128  # columns after which what is left is corrected at once
 
 
@@ -25,7 +26,7 @@ BLOCK = 128  # columns after which what is left is corrected at once
 class Gptq:
     """See rusteeze.quantize.method.Method."""
 
-    act_order: bool = False
+    act_order: bool = True
     reads_inputs: ClassVar[bool] = True
     follows_rounded: ClassVar[bool] = True
 
@@ -54,8 +55,9 @@ def solve(weight: Tensor, hessian: Tensor, spec: GridSpec, *, act_order: bool) -
     order = diagonal.argsort(descending=True) if act_order else torch.arange(len(hessian))
     inverse = _inverse_factor(hessian[order][:, order])
     group_of = order // spec.group
+    steps = torch.where(groups.any(-1, keepdim=True), scale, OUT_OF_REACH)
     codes = torch.empty_like(weight)
-    codes[:, order] = _round_in_order(weight[:, order], inverse, scale[..., 0], zero[..., 0], group_of, spec)
+    codes[:, order] = _round_in_order(weight[:, order], inverse, steps[..., 0], zero[..., 0], group_of, spec)
     return spec.pack(codes, scale, zero)
 
 

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -19,7 +20,7 @@ from rusteeze.quantize.activations import Activations
 from rusteeze.quantize.find_folds import GraphFold, find_fold
 from rusteeze.quantize.find_sites import GraphSite, num_weights, weight_of
 from rusteeze.quantize.grid import GridSpec
-from rusteeze.quantize.method import Fold, Inputs, Matrix, Method, Site
+from rusteeze.quantize.method import Fold, Inputs, Latest, Matrix, Method, Site
 from rusteeze.quantize.schedule import scheduled
 from rusteeze.quantize.source_model import SourceModel
 from rusteeze.quantize.work import SiteRecord, Work
@@ -86,27 +87,28 @@ class _Run:
 
     def _quantize(self, i: int) -> SiteRecord:
         site, fold = self.plan.sites[i], self.plan.folds[i]
-        shared: dict[tuple[str, int], Inputs] = {}
-        matrices = [m for node in site.nodes for m in self._matrices(node, shared)]
+        shared, latest = dict[tuple[str, int], Inputs](), Latest()
+        matrices = [m for node in site.nodes for m in self._matrices(node, shared, latest)]
         result = self.method.quantize(Site(matrices, self._fold(fold) if fold else None), self.specs[i])
         for note in result.notes:
             log.warning("%s", note)
         return SiteRecord(result.codes, result.factors)
 
-    def _matrices(self, node: Node, shared: dict[tuple[str, int], Inputs]) -> Iterator[Matrix]:
+    def _matrices(
+        self, node: Node, shared: dict[tuple[str, int], Inputs], latest: Latest
+    ) -> Iterator[Matrix]:  # fmt: skip
+        """Those of a product, or of all its experts. ``shared`` are the inputs that the site has so far."""
         name = weight_of(node).name
         weight = self.source.weight(name)
-        if node.op.name == "linear":
-            yield Matrix(name, weight, self._inputs(shared, node, -1))
-            return
-        for expert, matrix in enumerate(weight):
-            yield Matrix(expert_name(name, expert), matrix, self._inputs(shared, node, expert))
-
-    def _inputs(self, shared: dict[tuple[str, int], Inputs], node: Node, expert: int) -> Inputs:
-        key = (str(id(node.operands[1])) if expert >= 0 else "", expert)
-        if key not in shared:
-            shared[key] = Inputs(weight_of(node).name, lambda: self._read(node, expert))
-        return shared[key]
+        numbers = [-1] if node.op.name == "linear" else range(len(weight))
+        for expert in numbers:
+            key = ("" if expert < 0 else str(id(node.operands[1])), expert)
+            if key not in shared:
+                shared[key] = Inputs(name, partial(self._read, node, expert), latest)
+            if expert < 0:
+                yield Matrix(name, weight, shared[key])
+            else:
+                yield Matrix(expert_name(name, expert), weight[expert], shared[key])
 
     def _read(self, node: Node, expert: int) -> Iterable[Tensor]:
         """The rows that enter a product; of an expert, those of the tokens that chose it."""

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,48 +20,61 @@ import torch
 
 from rusteeze.errors import UserError
 from rusteeze.quantize.grid import GridSpec
+from rusteeze.quantize.products import gram
 from rusteeze.quantize.results import Quantised
 
 Tensor = torch.Tensor
 FEWEST_TOKENS = 32
 
 
+class Latest:
+    """Keeps the second moments that were asked for last: those of a layer's many experts are never held together."""
+
+    def __init__(self) -> None:
+        self.owner: weakref.ref[Inputs] | None = None  # weak, so that moments go with their site, at once
+        self.hessian = torch.zeros(0, 0)
+
+    def of(self, inputs: Inputs) -> Tensor:
+        if self.owner is None or self.owner() is not inputs:
+            self.owner, self.hessian = None, torch.zeros(0, 0)  # freed before others take their place
+            self.hessian = inputs.second_moments()
+            self.owner = weakref.ref(inputs)
+        return self.hessian
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """All rows that enter a product while a text is read; ``read`` gives them in pieces f32 [*, K]."""
+    """All rows that enter a product while a text is read; ``read`` gives them in pieces f32 [*, K]. The inputs
+    of one site share ``latest``."""
 
     name: str
     read: Callable[[], Iterable[Tensor]]
-
-    @cached_property
-    def _sums(self) -> tuple[Tensor, Tensor, int]:
-        second: Tensor | None = None
-        first: Tensor | None = None
-        count = 0
-        for x in self.read():
-            square, size = x.T @ x, x.abs().sum(0)
-            second = square if second is None else second.add_(square)
-            first = size if first is None else first.add_(size)
-            count += len(x)
-        if second is None or first is None:
-            return torch.zeros(0, 0), torch.zeros(0), 0
-        if not torch.isfinite(second).all():
-            raise UserError(f"what enters {self.name} on this text is not finite; the model overflows in float32")
-        return second / count, first / count, count
+    latest: Latest = field(default_factory=Latest)
 
     @property
     def hessian(self) -> Tensor:
-        """Mean of x x' over the rows: f32 [K, K]. The error of the outputs is dW H dW'."""
-        return self._sums[0]
+        """Mean of x x' over the rows: f32 [K, K]. The error of the outputs is dW H dW'. Computed anew when other
+        inputs of the site were asked meanwhile: take them one after the other."""
+        return self.latest.of(self)
 
-    @property
+    def second_moments(self) -> Tensor:
+        total: Tensor | None = None
+        for x in self.read():
+            total = gram(x) if total is None else total.add_(gram(x))
+        if total is None:
+            return torch.zeros(0, 0)
+        if not torch.isfinite(total).all():
+            raise UserError(f"what enters {self.name} on this text is not finite; the model overflows in float32")
+        return total.div_(self.tokens)
+
+    @cached_property
     def magnitude(self) -> Tensor:
         """Mean of abs(x) over the rows: f32 [K]."""
-        return self._sums[1]
+        return torch.stack([x.abs().sum(0) for x in self.read()]).sum(0) / self.tokens
 
-    @property
+    @cached_property
     def tokens(self) -> int:
-        return self._sums[2]
+        return sum(map(len, self.read()))
 
     @property
     def are_enough(self) -> bool:

@@ -13,6 +13,6 @@ from rusteeze.quantize.rtn import Rtn
 def method_of(options: QuantizeOptions) -> Method:
     """The method that was asked for, with its own options."""
     methods: dict[str, Method] = {
-        "rtn": Rtn(), "gptq": Gptq(act_order=options.act_order), "awq": Awq(), "fp8": Fp8(),
+        "rtn": Rtn(), "gptq": Gptq(options.orders_columns), "awq": Awq(), "fp8": Fp8(),
     }  # fmt: skip
     return methods[options.method]

@@ -14,14 +14,15 @@ class QuantizeOptions:
     """UserError when a field is out of range, or fields contradict each other.
 
     ``symmetric`` weights have the middle code as their zero point. ``target_bits`` replaces ``bits`` by a
-    mean over all weights. ``tokens`` of the text are read, in windows of ``window``."""
+    mean over all weights. ``tokens`` of the text are read, in windows of ``window``. ``act_order`` None: gptq
+    takes the columns first that matter most."""
 
     method: str = "rtn"
     format: str = "compressed-tensors"
     bits: int = 4
     group: int = 128
     symmetric: bool = False
-    act_order: bool = False
+    act_order: bool | None = None
     target_bits: float | None = None
     tokens: int = 32768
     window: int = 512
@@ -55,6 +56,11 @@ class QuantizeOptions:
             raise UserError("awq changes norms, which are copied into a GGUF file; use --method gptq or rtn")
         if self.act_order and self.method != "gptq":
             raise UserError(f"--act-order is a matter of gptq; {self.method} does not know it")
+
+    @property
+    def orders_columns(self) -> bool:
+        """Whether columns are rounded in act-order."""
+        return self.method == "gptq" and self.act_order is not False
 
     @property
     def facts(self) -> dict[str, object]:

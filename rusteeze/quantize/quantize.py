@@ -35,7 +35,7 @@ from rusteeze.quantize.write_folder import write_folder
 from rusteeze.quantize.write_gguf import gguf_source, write_gguf
 from rusteeze.quantize.write_gptq import GptqWriter
 from rusteeze.quantize.writer import Writer
-from rusteeze.version import compiler_version
+from rusteeze.version import compiler_version, source_hash
 
 Tensor = torch.Tensor
 Report = Callable[[str, float], None]
@@ -71,7 +71,7 @@ def _quantize(
 ) -> None:  # fmt: skip
     """Leave the codes of every site in ``work``."""
     chunks = windows(source.checkpoint, text, options.tokens, options.window) if text else []
-    _require_room(work.folder, plan)
+    _require_room(work, plan)
     scales = _scale_dtype(source, options)
     widths = _widths(plan, source, options, chunks, work, report)
     specs = [GridSpec(bits, options.group, options.symmetric, scales) for bits in widths]
@@ -93,9 +93,9 @@ def _require_new(out: Path) -> None:
 
 
 def _key(source: rusteeze.source.Source, options: QuantizeOptions, text: str) -> str:
-    """What decides the result: model, options, text and the version of the compiler."""
+    """What decides the result: model, options, text, and the source of compiler and quantiser."""
     model = rusteeze.source.key(source, CompileOptions(), compiler_version())
-    facts = [model, options.facts, hashlib.sha256(text.encode()).hexdigest()]
+    facts = [model, options.facts, hashlib.sha256(text.encode()).hexdigest(), source_hash(("quantize",))]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -153,9 +153,11 @@ def _scale_dtype(source: SourceModel, options: QuantizeOptions) -> torch.dtype:
     return torch.bfloat16 if own else torch.float16
 
 
-def _require_room(folder: Path, plan: Plan) -> None:
-    """For the finished sites, at a byte a weight, and for as much of a result beside them."""
-    require_free_bytes(folder, 2 * sum(map(num_weights, plan.sites)))
+def _require_room(work: Work, plan: Plan) -> None:
+    """For the sites that are not finished, at a byte a weight, and for as much of a result of all."""
+    sizes = [num_weights(site) for site in plan.sites]
+    wanted = sum(size for i, size in enumerate(sizes) if not work.is_saved(i))
+    require_free_bytes(work.folder, wanted + sum(sizes))
 
 
 def _writer(options: QuantizeOptions) -> Writer:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from rusteeze.artifact.files import sha256_file, sync, write_atomic
+from rusteeze.artifact.files import sha256_file, sync, sync_tree, write_atomic
 from rusteeze.errors import UserError
 from rusteeze.quantize.results import Quantised, from_tensors
 from rusteeze.quantize.shards import save_tensors
@@ -54,6 +54,10 @@ class Work:
             return None
         return _decode(load_file(path))
 
+    def is_saved(self, site: int) -> bool:
+        """Whether a file is kept for a site, sound or not."""
+        return self._path(site).name in self.hashes and self._path(site).is_file()
+
     def save(self, site: int, record: SiteRecord) -> None:
         path = self._path(site)
         save_tensors(_encode(record), path)
@@ -73,8 +77,10 @@ class Work:
         return output
 
     def publish(self, output: Path, destination: Path) -> None:
-        """Move the result to its place and forget the work."""
+        """Move the result to its place, when it is on the disk, and forget the work."""
+        sync_tree(output)
         output.replace(destination)
+        sync(destination.parent)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, site: int) -> Path:
@@ -99,6 +105,7 @@ def open_work(destination: Path, key: str) -> Iterator[Work]:
             for path in folder.glob("site-*.safetensors"):
                 path.unlink()
             state = {"hashes": {}, "bits": None}
+        shutil.rmtree(folder / OUTPUT, ignore_errors=True)  # half a result takes room, and is made anew
         work = Work(folder, key, state["hashes"], state["bits"])
         try:
             yield work

@@ -51,7 +51,7 @@ class GptqWriter:
         dynamic |= {f"+:{exactly(names)}": {"bits": bits} for bits, names in facts.others().items()}
         return {
             "quant_method": "gptq", "bits": facts.common_bits, "group_size": options.group, "desc_act": False,
-            "static_groups": options.act_order, "sym": options.symmetric, "damp_percent": DAMPING,
+            "static_groups": options.orders_columns, "sym": options.symmetric, "damp_percent": DAMPING,
             "true_sequential": True, "lm_head": False, "pack_dtype": "int32",
             "checkpoint_format": "gptq" if options.symmetric else "gptq_v2", "dynamic": dynamic,
         }  # fmt: skip

@@ -167,7 +167,7 @@ def gpu_architecture(device: str) -> str | None:
         return None
     try:
         devices = _cuda_module("device")
-        found = devices.choose_device("cuda" if device == "auto" else device)
+        found = devices.choose_device("cuda" if device == "auto" else device, ARCHITECTURES)
         architecture: str = devices.choose_architecture(found, ARCHITECTURES)
     except UserError as error:
         if device != "auto":

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rusteeze.runtime.batch import build_batch
+from rusteeze.runtime.choose_tokens import TokenChooser
 from rusteeze.runtime.config import EngineConfig, limits_of
 from rusteeze.runtime.intake import Intake
 from rusteeze.runtime.interface import (
@@ -31,7 +31,6 @@ from rusteeze.runtime.interface import (
     ExecutorLost,
     Fault,
     FinishReason,
-    KnowsBest,
     Prompt,
     QueueFull,
     RequestError,
@@ -41,7 +40,7 @@ from rusteeze.runtime.interface import (
 )
 from rusteeze.runtime.params import Grammar
 from rusteeze.runtime.request import LiveRequest
-from rusteeze.runtime.sampler import NotFiniteError, Sample, SamplingError, sample_rows
+from rusteeze.runtime.sampler import NotFiniteError, SamplingError
 from rusteeze.runtime.scheduler import Scheduler, Step
 from rusteeze.runtime.stats import EngineStats, Tokens, snapshot
 from rusteeze.runtime.stream import Mailbox
@@ -66,7 +65,7 @@ class SyncEngine:
     ) -> None:  # fmt: skip
         config = config or EngineConfig()
         self._executor = executor
-        self._knows_best = executor if isinstance(executor, KnowsBest) else None
+        self._chooser = TokenChooser(executor)
         self._clock = clock
         self._scratch = np.empty(executor.vocab_size, np.float32)
         layout = cache_layout if config.prefix_caching else None
@@ -229,8 +228,10 @@ class SyncEngine:
             if request.clock.scheduled is None:
                 request.clock.scheduled = now
         try:
-            logits = self._executor.execute(build_batch(step, self._executor.block_size))
-            samples = self._sample(step, requests, logits)
+            sampled = requests
+            if not step.is_decode:
+                sampled = [r for r, chunk in zip(requests, step.chunks, strict=True) if chunk.samples]
+            logits, chosen = self._chooser.run(step, [request.sampler for request in sampled])
         except ExecutorLost:
             raise
         except Exception:
@@ -239,30 +240,12 @@ class SyncEngine:
                 emit(self._fail(request, Fault.EXECUTOR))
             return
         self.scheduler.commit(step)
-        if len(logits) > len(samples):
+        if len(logits) > len(chosen):
             self._read_prompt_rows(step, logits, emit)
         now = self._clock()
-        for request, sample in samples:
+        for request, sample in zip(sampled, chosen, strict=True):
             if request.sequence.finish_reason is None:
                 emit(self._guard(request, request.accept, sample, now))
-
-    def _sample(
-        self, step: Step, requests: list[LiveRequest], logits: np.ndarray
-    ) -> list[tuple[LiveRequest, Sample | Exception]]:  # fmt: skip
-        """What comes after every sequence whose known tokens are all computed now; ``requests`` of all chunks."""
-        if not step.is_decode:
-            requests = [r for r, chunk in zip(requests, step.chunks, strict=True) if chunk.samples]
-        if not requests:
-            return []
-        best = self._knows_best.best_tokens() if self._knows_best else None
-        wanted = logits
-        if not step.is_decode:
-            rows = [end - 1 for chunk, _, end in step.rows_of_chunks() if chunk.samples]
-            wanted, best = logits[rows], None if best is None else best[rows]
-        if best is None:
-            best = wanted.argmax(axis=1)
-        samples = sample_rows(wanted, best, [request.sampler for request in requests], self._scratch)
-        return list(zip(requests, samples, strict=True))
 
     def _read_prompt_rows(self, step: Step, logits: np.ndarray, emit: Emit) -> None:
         for chunk, begin, end in step.rows_of_chunks():

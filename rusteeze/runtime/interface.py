@@ -60,6 +60,15 @@ class KnowsBest(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsLogits(Protocol):
+    """An executor whose logits are far away: it can compute a step and give its likeliest tokens alone."""
+
+    def execute_for_best(self, batch: Batch) -> np.ndarray:
+        """int64 [R]: ``execute(batch).argmax(axis=1)``, -1 where a row holds NaN or infinity."""
+        ...
+
+
 class ExecutorLost(Exception):
     """The executor can compute nothing any more: whatever it is asked, it will fail."""
 

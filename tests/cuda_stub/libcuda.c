@@ -6,9 +6,11 @@
    everything that is made is counted until it is destroyed.
 
    A "cubin" is text: a line "name pppii 49152" for each kernel (p pointer, i int32, f float; most dynamic
-   shared memory that it needs). A kernel runs by calling back: stub_set_hook. Any call can be
-   made to fail: stub_fail. */
+   shared memory that it needs). A real one is read as far as a launch must agree with it: names, sizes of
+   parameters, threads of a block. A kernel runs by calling back: stub_set_hook. Any call can be made to
+   fail: stub_fail. */
 #define _GNU_SOURCE
+#include <elf.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -22,10 +24,12 @@ enum { OK = 0, BAD_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, BAD_DEVICE = 1
 enum { COPY, SET, KERNEL, RECORD, WAIT };
 enum { MEMORY, HOST, STREAM, EVENT, MODULE, GRAPH, EXEC, CONTEXT, KINDS };
 #define MOST_PARAMS 48
+#define MOST_NAME 256
 #define MOST_BLOCKS 4096
 #define MOST_NAMES 128
+#define MOST_DEVICES 8
 
-typedef struct { char name[120], kinds[MOST_PARAMS + 1]; int shared, allowed; } Function;
+typedef struct { char name[MOST_NAME], kinds[MOST_PARAMS + 1]; int shared, allowed; unsigned threads; } Function;
 typedef struct { int count; Function functions[8]; } Module;
 typedef struct { struct Stream *stream; int recorded; u64 ticket; double ms; } Event;
 typedef struct { int what; void *to; const void *from; size_t size; int byte, to_device, from_device; Event *event; u64 ticket;
@@ -37,7 +41,7 @@ typedef int (*Hook)(const char *, const unsigned *, const u64 *);
 
 static pthread_mutex_t lock;
 static __thread void *current;
-static int inited, sticky, devices = 1, major_ = 9, minor_ = 0, shared_most = 232448;
+static int inited, sticky, devices = 1, version_[MOST_DEVICES], shared_most = 232448;
 static size_t total_ = (size_t)256 << 20, used_;
 static Range device_[MOST_BLOCKS], host_[MOST_BLOCKS];
 static long live[KINDS], unpinned, launches, replays, calls_of[MOST_NAMES];
@@ -108,7 +112,7 @@ int cuDeviceGet(int *d, int n) { BEGIN("cuDeviceGet", 0) if (n < 0 || n >= devic
 int cuDeviceGetName(char *t, int n, int d) { BEGIN("cuDeviceGetName", 0) snprintf(t, n, "Stub GPU %d", d); END }
 int cuDeviceGetAttribute(int *v, int a, int d) {
   BEGIN("cuDeviceGetAttribute", 0)
-  *v = a == 75 ? major_ : a == 76 ? minor_ : a == 97 ? shared_most : a == 16 ? 132 : 0;
+  *v = a == 75 ? version_[d] / 10 : a == 76 ? version_[d] % 10 : a == 97 ? shared_most : a == 16 ? 132 : 0;
   END
 }
 int cuDevicePrimaryCtxRetain(void **c, int d) { BEGIN("cuDevicePrimaryCtxRetain", 0) live[CONTEXT]++; *c = (void *)(u64)(0x1000 + d); END }
@@ -196,12 +200,45 @@ int cuEventElapsedTime(float *ms, Event *a, Event *b) {
 }
 
 /* modules, launches */
+enum { KPARAM_INFO = 0x17, REQNTID = 0x10, SIZED = 4 };  /* attributes of a kernel; those of this format have a size */
+static int read_attributes(Function *f, const uint8_t *at, const uint8_t *end) {
+  while (at + 4 <= end) {
+    uint16_t size; uint32_t words[3];
+    if (at[0] != SIZED) { at += 4; continue; }
+    memcpy(&size, at + 2, 2); memcpy(words, at + 4, size < 12 ? size : 12);
+    if (at[1] == REQNTID) f->threads = words[0];
+    if (at[1] == KPARAM_INFO) {  /* index; ordinal and offset; size in the upper 14 bits */
+      unsigned ordinal = words[1] & 0xffff, bytes = words[2] >> 18;
+      if (ordinal >= MOST_PARAMS || (bytes != 8 && bytes != 4)) return BAD_IMAGE;
+      f->kinds[ordinal] = bytes == 8 ? 'p' : 'i';
+    }
+    at += 4 + size;
+  }
+  return OK;
+}
+static int read_elf(Module *m, const uint8_t *image) {
+  const Elf64_Ehdr *head = (const void *)image; const Elf64_Shdr *s = (const void *)(image + head->e_shoff);
+  const char *strings = (const char *)image + s[head->e_shstrndx].sh_offset, prefix[] = ".nv.info.";
+  for (int i = 0; i < head->e_shnum && m->count < 8; i++) {
+    const char *name = strings + s[i].sh_name;
+    if (strncmp(name, prefix, strlen(prefix))) continue;
+    Function *f = &m->functions[m->count++]; f->allowed = 49152;
+    snprintf(f->name, MOST_NAME, "%s", name + strlen(prefix));
+    if (read_attributes(f, image + s[i].sh_offset, image + s[i].sh_offset + s[i].sh_size)) return BAD_IMAGE;
+  }
+  return OK;
+}
 int cuModuleLoadData(Module **m, const char *image) {
   BEGIN("cuModuleLoadData", 1)
-  Module *made = calloc(1, sizeof(Module)); char *text = strdup(image), *rest, *line = strtok_r(text, "\n", &rest);
+  Module *made = calloc(1, sizeof(Module));
+  if (!memcmp(image, ELFMAG, SELFMAG)) {
+    if (read_elf(made, (const uint8_t *)image) || !made->count) { free(made); FAIL(BAD_IMAGE); }
+    live[MODULE]++; *m = made; goto end;
+  }
+  char *text = strdup(image), *rest, *line = strtok_r(text, "\n", &rest);
   for (; line && made->count < 8; line = strtok_r(0, "\n", &rest)) {
     Function *f = &made->functions[made->count++];
-    if (sscanf(line, "%119s %48s %d", f->name, f->kinds, &f->shared) != 3) { free(made); made = 0; break; }
+    if (sscanf(line, "%255s %48s %d", f->name, f->kinds, &f->shared) != 3) { free(made); made = 0; break; }
     if (!strcmp(f->kinds, "-")) f->kinds[0] = 0;
     f->allowed = 49152;
   }
@@ -225,6 +262,7 @@ int cuFuncSetAttribute(Function *f, int a, int v) {
 int cuLaunchKernel(Function *f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, Stream *s, void **p, void **extra) {
   BEGIN("cuLaunchKernel", 1)
   if (!x || !y || !z || y > 65535 || z > 65535 || bx * by * bz > 1024 || !bx) FAIL(BAD_VALUE);
+  if (f->threads && bx * by * bz != f->threads) FAIL(BAD_VALUE);
   if ((int)shared > f->allowed || (int)shared < f->shared) FAIL(BAD_VALUE);
   Op o; memset(&o, 0, sizeof o); o.what = KERNEL; o.function = f; o.grid[0] = x; o.grid[1] = y; o.grid[2] = z; o.block = bx; o.shared = shared;
   for (int i = 0; f->kinds[i]; i++) {
@@ -296,11 +334,16 @@ int cuGetProcAddress_v2(const char *name, void **f, int version, u64 flags, int 
 
 /* what tests set and ask */
 void stub_reset(size_t total, int n, int major, int minor) {
-  total_ = total; devices = n; major_ = major; minor_ = minor; sticky = 0; fail_code = 0; hook = 0; captures = 0;
+  total_ = total; devices = n; for (int i = 0; i < MOST_DEVICES; i++) version_[i] = 10 * major + minor; sticky = 0; fail_code = 0; hook = 0; captures = 0;
   unpinned = launches = replays = 0; memset(calls_of, 0, sizeof calls_of); memset(live, 0, sizeof live);
   for (int i = 0; i < MOST_BLOCKS; i++) { if (device_[i].size) free((void *)device_[i].start); device_[i].size = host_[i].size = 0; }
   used_ = 0; current = 0; memset(streams_, 0, sizeof streams_);
 }
+long stub_room(u64 at) {  /* bytes from an address to the end of its allocation, 0 outside of all */
+  for (int i = 0; i < MOST_BLOCKS; i++) if (device_[i].size && at >= device_[i].start && at < device_[i].start + device_[i].size) return (long)(device_[i].start + device_[i].size - at);
+  return 0;
+}
+void stub_set_version(int device, int version) { version_[device] = version; }
 void stub_set_hook(Hook h) { hook = h; }
 void stub_fail(const char *name, long after, int code) { snprintf(fail_name, sizeof fail_name, "%s", name); fail_after = after; fail_code = code; }
 long stub_live(int kind) { return live[kind]; }

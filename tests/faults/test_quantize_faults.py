@@ -168,3 +168,58 @@ def test_a_killed_run_goes_on_where_it_was(
     whole = made.with_name("whole")
     assert rusteeze(*arguments(folder, whole, text, *more)).exit_code == 0
     assert content(made) == content(whole)
+
+
+def test_what_another_version_had_finished_is_not_used(
+    folder: Path, made: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = Work.save
+
+    def watched(work: Work, site: int, record: Any) -> None:
+        if site == 5 and len(saved) == 5:
+            raise Killed
+        saved.append(site)
+        save(work, site, record)
+
+    monkeypatch.setattr(Work, "save", watched)
+    with pytest.raises(Killed):
+        rusteeze(*arguments(folder, made, text, "--method", "rtn"))
+    monkeypatch.setattr("rusteeze.quantize.quantize.source_hash", lambda rooms: f"another {rooms}")
+    assert rusteeze(*arguments(folder, made, text, "--method", "rtn")).exit_code == 0
+    assert saved == [*range(5), *range(SITES)]
+
+
+def test_a_resumed_run_asks_only_for_the_room_that_is_left(
+    folder: Path, made: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is finished lies on the disk already, and so does half a result, which goes first."""
+    asked: list[int] = []
+
+    def dies(*_: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr("rusteeze.quantize.quantize.require_free_bytes", lambda _, num_bytes: asked.append(num_bytes))
+    monkeypatch.setattr(Work, "publish", dies)
+    with pytest.raises(Killed):
+        rusteeze(*arguments(folder, made, text, "--method", "rtn"))
+    output = made.with_name(f".{made.name}.quantizing") / "output"
+    assert (output / "model.safetensors").exists()
+    monkeypatch.setattr("rusteeze.quantize.quantize.make_plan", dies)
+    with pytest.raises(Killed):
+        rusteeze(*arguments(folder, made, text, "--method", "rtn"))
+    assert not output.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("rusteeze.quantize.quantize.require_free_bytes", lambda _, num_bytes: asked.append(num_bytes))
+    assert rusteeze(*arguments(folder, made, text, "--method", "rtn")).exit_code == 0
+    first, second = asked
+    assert first == 2 * second
+
+
+def test_the_result_is_on_the_disk_before_it_is_in_its_place(
+    folder: Path, made: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    monkeypatch.setattr("rusteeze.quantize.work.sync_tree", lambda path: synced.append((path.name, made.exists())))
+    assert rusteeze(*arguments(folder, made, text, "--method", "rtn")).exit_code == 0
+    assert synced == [("output", False)]

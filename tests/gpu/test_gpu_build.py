@@ -6,10 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from smollm2 import python
 
 from rusteeze.artifact.cuda_contract import Param
+from rusteeze.artifact.store import read_manifest
+from rusteeze.autotune.open_artifact import OpenArtifact
 from rusteeze.codegen.gpu.build import GpuBuildError, build_kernels
 from rusteeze.codegen.gpu.source import Source
+from rusteeze.errors import UserError
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
@@ -49,3 +53,24 @@ def test_a_kernel_that_fails_is_named(tmp_path: Path) -> None:
 def test_names_follow_the_text() -> None:
     assert kernel().name == kernel().name
     assert kernel().name != kernel("tl.store(y + tl.arange(0, 32), 2.0)").name
+
+
+@pytest.mark.slow
+def test_gpus_alone_need_no_compiler_for_processors(tmp_path: Path) -> None:
+    """Compiled where TVM is not installed; then measured schedules are asked for, in vain."""
+    script = """
+import sys
+sys.modules["tvm"] = None
+from pathlib import Path
+from made_models import save_model
+from rusteeze.compiler import compile_model
+from rusteeze.config import CompileOptions
+folder = Path(sys.argv[1])
+compile_model(save_model("llama3.2", folder), folder / "out.rz", CompileOptions("cuda:sm_90"), lambda *_: None)
+"""
+    paths = [str(Path(__file__).parents[1] / p) for p in ("numerics", "unit/codegen", "")]
+    env = {"RUSTEEZE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(paths)}
+    python("-c", script, str(tmp_path), env=env)
+    assert read_manifest(tmp_path / "out.rz").facts["targets"] == ["cuda/sm_90"]
+    with pytest.raises(UserError, match=r"out\.rz was compiled for GPUs only"):
+        OpenArtifact(tmp_path / "out.rz")

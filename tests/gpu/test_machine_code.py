@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rusteeze.codegen.gpu.architectures import SHARED_BYTES
+from rusteeze.codegen.gpu.architectures import SHARED_BYTES, has_tma
 from rusteeze.codegen.gpu.lower import GpuOptions, lower_for_gpu
 from rusteeze.codegen.gpu.source import Source
 from rusteeze.ir import parse
@@ -25,10 +25,15 @@ pytestmark = [
 TEXT = """graph @main(%input_ids: i32[T], %positions: i32[T], %rows: i32[R]) {
   @x : f32[64,4096] = "f32"
   @o : f32[4096,4096] = "FORMAT"
+  @g : f32[4096] = "f32"
   @kv : f32[64,1024] = "f32"
   %0 = embedding(%input_ids, @x) : f32[T,4096]
   %1 = quantize(%0) {to='bf16'} : f32[T,4096]
-  %2 = linear(%1, @o, _) : f32[T,4096]
+  %y = linear(%1, @o, _) : f32[T,4096]
+  %r = add(%0, %y) : f32[T,4096]
+  %n = rms_norm(%r, @g) {eps=1e-05} : f32[T,4096]
+  %b = quantize(%n) {to='bf16'} : f32[T,4096]
+  %2 = linear(%b, @o, _) : f32[T,4096]
   %3 = reshape(%2) {shape=['T',32,128]} : f32[T,32,128]
   %4 = embedding(%positions, @kv) : f32[T,1024]
   %5 = reshape(%4) {shape=['T',8,128]} : f32[T,8,128]
@@ -61,7 +66,7 @@ def compiled(kernel: Source, architecture: str, folder: Path) -> Any:
     )
 
     path = folder / f"{kernel.name}.py"
-    path.write_text(kernel.text(), encoding="utf-8")
+    path.write_text(kernel.text(has_tma(architecture)), encoding="utf-8")
     return compile_kernel(path, kernel.params, kernel.options, architecture)
 
 
@@ -72,7 +77,10 @@ def count(sass: str, instruction: str) -> int:
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_89", "sm_90"])
 @pytest.mark.parametrize(
     ("format", "begins", "ends"),
-    [("bf16", "linear", "m16"), ("affine4g128s-f16", "linear", "m16"), ("bf16", "attention", "parts")],
+    [
+        ("bf16", "linear_add", "m16"), ("affine4g128s-f16", "linear_add", "m16"), ("bf16", "linear_norm", "m16"),
+        ("affine4g128s-f16", "linear_norm", "m16"), ("bf16", "attention", "parts"),
+    ],
 )
 def test_instructions(architecture: str, format: str, begins: str, ends: str, tmp_path: Path) -> None:
     kernel = compiled(source(format, begins, ends), architecture, tmp_path)
@@ -90,7 +98,19 @@ def test_instructions(architecture: str, format: str, begins: str, ends: str, tm
 
 def test_loads_are_wide_because_alignment_is_promised(tmp_path: Path) -> None:
     """Without its promises the same kernel loads two bytes at a time: the test above can fail."""
-    kernel = source("bf16", "linear", "m16")
+    kernel = source("bf16", "linear_add", "m16")
     kernel.params = [type(p)(p.name, p.type) for p in kernel.params]
     sass = compiled(kernel, "sm_90", tmp_path).asm["sass"]
     assert count(sass, "LDGSTS.E.BYPASS.128") == 0
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("begins", ["linear_add", "linear_store"])
+def test_prompts_have_their_tiles_copied_by_hardware(begins: str, architecture: str, tmp_path: Path) -> None:
+    """Where there is such hardware; descriptors take scratch memory that the launch must bring."""
+    kernel = compiled(source("bf16", begins, "m128"), architecture, tmp_path)
+    sass, here = kernel.asm["sass"], architecture == "sm_90"
+    assert (count(sass, "UTMALDG.2D") > 0) == here
+    assert (kernel.metadata.global_scratch_size > 0) == here
+    assert bool(re.search(r"LDGSTS\S*\.128", sass)) == (not here)
+    assert count(sass, "LDL") == count(sass, "STL") == 0, "registers are spilled"

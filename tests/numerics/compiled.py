@@ -17,6 +17,7 @@ from rusteeze.codegen.statics import plain
 from rusteeze.compiler import choose_kv_dtype, optimize
 from rusteeze.config import CompileOptions
 from rusteeze.ir import Graph
+from rusteeze.passes.sort_columns import SortedWeight
 from rusteeze.runtime.batch import Batch
 from rusteeze.runtime.executor import CpuExecutor
 from rusteeze.runtime.launch import runs_here
@@ -51,7 +52,7 @@ class CompiledStep:
     def __init__(
         self, graph: Graph, weights: Mapping[str, Array | Weight], constants: Mapping[str, Array], folder: Path,
         activations: str = "f32", threads: int = 1, isa: Isa | None = None, dtype: str = "f32",
-        kv_dtype: str = "auto",
+        kv_dtype: str = "auto", columns: Mapping[str, SortedWeight] | None = None,
     ) -> None:  # fmt: skip
         def load(name: str) -> Weight:
             stored = weights[name]
@@ -64,7 +65,7 @@ class CompiledStep:
         for name, value in graph.weights.items():
             value.format = load(name).format
         kv_dtype = choose_kv_dtype(activations, CompileOptions(kv_dtype=kv_dtype))
-        optimize(graph, dict(constants), activations, kv_dtype)
+        optimize(graph, dict(constants), activations, kv_dtype, columns=columns)
         lowered = lower(graph, LoweringOptions(MAX_MODEL_LEN))
         packed = {
             name: lowered.statics.data(name, load)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from rusteeze.passes.pipeline import raising, run_passes
 from rusteeze.quantize.activations import Activations
 from rusteeze.quantize.find_sites import find_sites
 from rusteeze.quantize.grid import GridSpec
+from rusteeze.quantize.method import Inputs
 from rusteeze.quantize.rtn import round_to_nearest
 
 WINDOW = 21
@@ -111,6 +113,27 @@ def test_methods_that_read_text_lose_less(method: str, tmp_path: Path) -> None:
         return float(np.mean([np.square(f - w).mean() for f, w in zip(found, wanted, strict=True)]))
 
     assert loss(quantized(model, method)) < loss(quantized(model, "rtn"))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_second_moments_of_experts_are_held_one_at_a_time(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """A layer has as many as experts, each of the square of its width."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    compute = Inputs.second_moments
+
+    def watched(inputs: Inputs) -> torch.Tensor:
+        assert not any(moments() is not None for moments in made)
+        found = compute(inputs)
+        made.append(weakref.ref(found))
+        return found
+
+    model = save_model("qwen2-moe", tmp_path)
+    experts = open_checkpoint(model).config.num_experts
+    monkeypatch.setattr(Inputs, "second_moments", watched)
+    quantized(model, method)
+    assert len(made) > 2 * experts
 
 
 # Symmetric ones: transformers 5.23 makes no room for packed zero points, though compressed-tensors packs them.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from tvm import tirx
 
+from rusteeze.codegen.cpu.activations import CACHE_LINE
 from rusteeze.codegen.cpu.code_planes import PIECE, VECTOR_BYTES, plane_bytes, planes_of
 from rusteeze.codegen.cpu.emit import Buffer, Emitter, Expr, i32, splat
 from rusteeze.codegen.cpu.tiles import TILE, TileLayout
@@ -19,12 +20,10 @@ INTEGER_TABLE_ZERO = 128
 
 def pieces(
     k: Emitter, tile: Buffer, layout: TileLayout, record: Expr, unit: Expr, unit_inputs: int,
-    first: int, count: int, ahead: int = 0,
+    first: int, count: int,
 ) -> Iterator[Expr]:  # fmt: skip
     """``count`` pieces of codes of a record that begins at word ``record``, from piece ``first`` of unit
-    number ``unit`` on; a unit of inputs fills whole vectors of every plane, or is all there is.
-
-    Weights are asked for ``ahead`` bytes before use."""
+    number ``unit`` on; a unit of inputs fills whole vectors of every plane, or is all there is."""
     bits = layout.code_bits
     loaded: dict[tuple[int, int], Expr] = {}
 
@@ -33,8 +32,6 @@ def pieces(
             step = unit_inputs // PIECE * width // 8
             at = k.let(record + unit * i32(step * TILE) + i32(start // 4 + index * TILE))
             loaded[width, index] = k.let(tile.load(at, TILE))
-            if ahead:
-                k.prefetch(tile, at, ahead)
         return loaded[width, index]
 
     for i in range(first, first + count):
@@ -49,17 +46,56 @@ def pieces(
         yield k.let(piece)
 
 
-def _field(vector: Expr, width: int, q: int, low: int) -> Expr:
-    """The fields of piece q of a plane's vector, moved to bit ``low`` of their bytes."""
-    if width == 8:
+def ask_ahead(
+    k: Emitter, tile: Buffer, layout: TileLayout, record: Expr, part: Expr, parts: int, ahead: int
+) -> None:
+    """Ask for what lies ``ahead`` bytes behind one of equal ``parts`` of a record, scales included."""
+    share = layout.record_bytes // parts
+    if ahead:
+        at = k.let(record + part * i32(share // 4))
+        for line in range(0, share, CACHE_LINE):
+            k.prefetch(tile, at, ahead + line)
+
+
+def _field(vector: Expr, width: int, q: int, low: int, octets: int = PIECE) -> Expr:
+    """The fields of piece q of a plane's vector, moved to bit ``low`` of their bytes; those of the lowest
+    ``octets`` bytes of each word."""
+    if width == 8 and octets == PIECE:
         return vector
     shift = q * width - low
     if shift > 0:
         vector = tirx.shift_right(vector, splat(i32(shift), TILE))
     elif shift < 0:
         vector = tirx.shift_left(vector, splat(i32(-shift), TILE))
-    mask = ((1 << width) - 1 << low) * 0x01010101
+    mask = ((1 << width) - 1 << low) * (0x01010101 & (1 << 8 * octets) - 1)
     return tirx.bitwise_and(vector, splat(i32(mask - (1 << 32) if mask >> 31 else mask), TILE))
+
+
+def codes_of_inputs(
+    k: Emitter, tile: Buffer, layout: TileLayout, record: Expr, unit: Expr, unit_inputs: int,
+    first: int, count: int,
+) -> Iterator[Expr]:  # fmt: skip
+    """The codes of one input after the other, as integers; arguments as of ``pieces``.
+
+    Codes in a single plane are read from as many bytes further as their byte of a word: what stands above is
+    masked anyway, and a load takes the place of a shift, of which lookups leave fewer. The last ones reach into
+    the scales behind the codes."""
+    width = layout.code_bits
+    if planes_of(width) != (width,):
+        for piece in pieces(k, tile, layout, record, unit, unit_inputs, first, count):
+            yield from (code_of(piece, layout, j) for j in range(PIECE))
+        return
+    octets = k.offset(tile, record, 4, "int8")
+    step = unit_inputs * width * TILE // 8
+    loaded: dict[tuple[int, int], Expr] = {}
+    for i in range(first, first + count):
+        index, q = divmod(i, 8 // width)
+        for j in range(PIECE):
+            if (index, j) not in loaded:
+                at = unit * i32(step) + i32(index * VECTOR_BYTES + j)
+                word = octets.load(at, VECTOR_BYTES)
+                loaded[index, j] = k.let(tirx.reinterpret("int32x16", word))
+            yield _field(loaded[index, j], width, q, 0, 1)
 
 
 def code_of(piece: Expr, layout: TileLayout, j: int) -> Expr:

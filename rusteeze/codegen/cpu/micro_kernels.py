@@ -18,7 +18,8 @@ from rusteeze.codegen.cpu.code_words import (
     INTEGER_TABLE_ZERO,
     ByteTable,
     FloatTable,
-    code_of,
+    ask_ahead,
+    codes_of_inputs,
     pieces,
 )
 from rusteeze.codegen.cpu.emit import (
@@ -68,8 +69,7 @@ def multiply(
     """Accumulators of 16 columns: for each tile one for each of the rows that begin at ``starts``
     (elements of x). ``numbers`` of the rows say where their group headers are; weights are asked for ``ahead`` bytes before use."""
     acc = k.local(len(tiles) * len(starts))
-    for i in range(len(tiles) * len(starts)):
-        k.store(acc, i, splat(0.0, TILE))
+    _clear(k, acc, len(tiles) * len(starts))
     if layout.format.family == "float8":
         multiply_float8(k, x.kind, x.data, tiles, layout, starts, acc, ahead)
     elif x.kind == "q8":
@@ -84,6 +84,11 @@ def multiply(
     return acc
 
 
+def _clear(k: Emitter, sums: Buffer, count: int) -> None:
+    for i in range(count):
+        k.store(sums, i, splat(0.0, TILE))
+
+
 def _accumulate(k: Emitter, acc: Buffer, i: int, a: Expr, b: Expr) -> None:
     k.store(acc, i, fma(a, b, acc[i]))
 
@@ -93,29 +98,41 @@ def _multiply_f32_codes(
     k: Emitter, x: Activations, tiles: list[Buffer], layout: TileLayout, rows: list[Expr], acc: Buffer,
     ahead: int, table: Buffer | None,
 ) -> None:  # fmt: skip
-    """Tiles go on together: their sums do not wait for each other."""
-    group = layout.format.group
+    """Tiles go on together: their sums do not wait for each other. Without minima the sums of a group's even
+    inputs and of its odd ones, which do not wait for each other either, are multiplied with its scale once."""
+    group, n = layout.format.group, len(rows)
     values = FloatTable(k, table) if table is not None else None
+    chains = 1 if layout.has_minimum else 2
+    sums = acc if layout.has_minimum else k.local(len(tiles) * n * chains)
     unrolled = math.gcd(group, GROUP)
     count = unrolled // PIECE
     with k.loop(layout.num_records) as r:
         record = k.let(r * i32(layout.record_bytes // 4))
         for sub in range(layout.record_groups):
             scales = [_scales(k, tile, layout, record, sub) for tile in tiles]
+            if sums is not acc:
+                _clear(k, sums, len(tiles) * n * chains)
             with k.loop(group // unrolled) as part:
                 first = k.let(r * i32(layout.record_inputs) + part * i32(unrolled) + i32(sub * group))
-                within = sub * count
-                words = [
-                    pieces(k, tile, layout, record, part, unrolled, within, count, ahead) for tile in tiles
+                codes = [
+                    codes_of_inputs(k, tile, layout, record, part, unrolled, sub * count, count)
+                    for tile in tiles
                 ]
-                for z, together in enumerate(zip(*words, strict=True)):
-                    for j in range(PIECE):
-                        column = k.let(first + i32(z * PIECE + j))
-                        for t, (word, (scale, low)) in enumerate(zip(together, scales, strict=True)):
-                            value = k.let(_decode(code_of(word, layout, j), layout, scale, low, values))
-                            for i, row in enumerate(rows):
-                                x_value = splat(x.data[row + column], TILE)
-                                _accumulate(k, acc, t * len(rows) + i, x_value, value)
+                for tile in tiles:
+                    at = part + i32(sub * (group // unrolled))
+                    ask_ahead(k, tile, layout, record, at, layout.record_inputs // unrolled, ahead)
+                for z, together in enumerate(zip(*codes, strict=True)):
+                    column = k.let(first + i32(z))
+                    for t, (code, (scale, low)) in enumerate(zip(together, scales, strict=True)):
+                        value = k.let(_decode(code, layout, scale, low, values))
+                        for i, row in enumerate(rows):
+                            at_sum = (t * n + i) * chains + z % chains
+                            _accumulate(k, sums, at_sum, splat(x.data[row + column], TILE), value)
+            if sums is not acc:
+                for t, (scale, _) in enumerate(scales):
+                    for i in range(t * n, (t + 1) * n):
+                        both = sums[chains * i] + sums[chains * i + 1]
+                        _accumulate(k, acc, i, both, scale)
 
 
 def _multiply_f32_dense(
@@ -164,12 +181,11 @@ def _scales(
 def _decode(
     code: Expr, layout: TileLayout, scale: Expr, low: Expr | None, table: FloatTable | None
 ) -> Expr:
+    """The weights of some codes; without minima still to be multiplied with their scale."""
     if table is not None:
-        return table[code] * scale
+        return table[code]
     value = convert(code, "float32")
-    if low is not None:
-        return fma(value, scale, low)
-    return (value - splat(float(layout.format.zero), TILE)) * scale
+    return value - splat(float(layout.format.zero), TILE) if low is None else fma(value, scale, low)
 
 
 # ---- int8 activations: integer dot products per group --------------------------------------------
@@ -208,9 +224,9 @@ def _multiply_q8(
                 column = k.let(s * i32(span // PIECE) + i32(first // PIECE))
                 within = sub % groups * (width // PIECE)
                 for j, tile in enumerate(tiles):
-                    words = pieces(
-                        k, tile, layout, record, i32(part), GROUP, within, width // PIECE, ahead
-                    )
+                    words = pieces(k, tile, layout, record, i32(part), GROUP, within, width // PIECE)
+                    share = sub % groups if f.group < GROUP else part
+                    ask_ahead(k, tile, layout, record, i32(share), layout.record_inputs // width, ahead)
                     _dots(k, x, words, integers, column, rows, ints, j * n)
                 for i in range(n):
                     head = k.let(headers[i] + block * i32(HEADER))

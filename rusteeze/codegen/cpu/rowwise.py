@@ -142,6 +142,14 @@ def _gather(k: Emitter, row: Expr, ins: list[Operand], outs: list[Operand], attr
         y.store(k, row, position, x.load(k, row, source))
 
 
+def _gather_columns(k: Emitter, row: Expr, ins: list[Operand], outs: list[Operand], attrs: dict[str, Any]) -> None:
+    x, columns = ins
+    with _Nest(k, outs[0].access.shape) as nest:
+        position = nest.positions()
+        source = k.let(columns.load(k, row, position[-1:]))
+        outs[0].store(k, row, position, x.load(k, row, [*position[:-1], source]))
+
+
 def _scatter(k: Emitter, row: Expr, ins: list[Operand], outs: list[Operand], attrs: dict[str, Any]) -> None:
     x, index, src, y = *ins, outs[0]
     axis = _inner(attrs["axis"], x)
@@ -191,6 +199,7 @@ OPS: dict[str, Emit] = {
     "cumsum": _cumsum,
     "topk": _topk,
     "gather": _gather,
+    "gather_columns": _gather_columns,
     "scatter": _scatter,
     "concat": _concat,
     "copy": _copy,

@@ -50,6 +50,13 @@ def power(a, b):
 
 
 @triton.jit
+def e4m3(code):
+    """The number of a float8 code (int32) in float32: its bits, 120 exponents too low, as those of a float32."""
+    bits = ((code & 127) << 20) | ((code & 128) << 24)
+    return bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
+
+
+@triton.jit
 def merge(top, total, acc, other_top, other_total, other_acc):
     """Join two parts of a softmax: largest logits (base 2), sums [R] and weighted values [R, D]."""
     new = tl.maximum(top, other_top)

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rusteeze.codegen.gpu import expressions, lower_rowwise
+from rusteeze.codegen.gpu.best_tokens import lower_best_tokens
 from rusteeze.codegen.gpu.lower_attention import lower_attention, lower_rope, query_tokens
+from rusteeze.codegen.gpu.lower_blocks import lower_block_linear
+from rusteeze.codegen.gpu.lower_experts import lower_expert_linear
 from rusteeze.codegen.gpu.lower_linear import lower_linear
-from rusteeze.codegen.gpu.lower_lookups import lower_embedding, lower_expert_linear
+from rusteeze.codegen.gpu.lower_lookups import lower_embedding
 from rusteeze.codegen.gpu.lower_shapes import broadcast_to, permute, reshape, slice_axis
 from rusteeze.codegen.gpu.lowering import GpuOptions, Lowering, LoweringError
 from rusteeze.codegen.gpu.regions import lower_norm, lower_pointwise
@@ -41,6 +44,7 @@ LOWERINGS: dict[str, Callable[[Lowering, Node], None]] = {
     "rope": lower_rope,
     "embedding": lower_embedding,
     "expert_linear": lower_expert_linear,
+    "block_linear": lower_block_linear,
 }
 
 
@@ -53,6 +57,7 @@ def lower_for_gpu(graph: Graph, options: GpuOptions) -> Lowering:
         if node.op.name not in LOWERINGS:
             raise LoweringError(f"no GPU kernel for {print_node_line(node)} ({node.origin})")
         LOWERINGS[node.op.name](ctx, node)
+    lower_best_tokens(ctx)
     return ctx
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rusteeze.artifact.cuda_contract import Count
 from rusteeze.codegen.bodies import as_body, halves_of, matrix, outer_operands
@@ -11,6 +12,13 @@ from rusteeze.codegen.gpu.expressions import Env
 from rusteeze.codegen.gpu.lower_shapes import contiguous
 from rusteeze.codegen.gpu.lowering import CAPACITIES, Lowering, LoweringError, PendingChoice
 from rusteeze.codegen.gpu.matmul import Product, matmul
+from rusteeze.codegen.gpu.norm_inputs import (
+    FUSED_ROWS,
+    bind_rows,
+    leave_sums,
+    store_sums,
+    write_rows,
+)
 from rusteeze.codegen.gpu.regions import BoundRegion, about, label_of, region_views
 from rusteeze.codegen.gpu.schedule import SPLIT_ROWS, Tile, splits, tiles
 from rusteeze.codegen.gpu.source import (
@@ -38,25 +46,31 @@ def lower_linear(ctx: Lowering, node: Node) -> None:
     x, w = bound[linear.operands[0]], bound[linear.operands[1]]  # type: ignore[index]
     if x.type.rank != 2:
         raise LoweringError(f"a product of {x.type} has no kernel: {print_node_line(node)}")
-    view = contiguous(ctx, x, node)
+    view, rows = contiguous(ctx, x, node), ctx.normed.get(x)
     halves = halves_of(body, linear)
-    product = _product(node, view, w, 2 if halves else 1)
+    product = product_of(node, view, w, 2 if halves else 1)
     space = ctx.space(node.results[0])
-    region = _Region(ctx, node, body, linear, halves, view, w, product)
+    region = _Region(ctx, node, body, linear, halves, w)
     choices = []
     for tile in tiles(product.exact, product.crowded):
         split = 0 < tile.up_to <= SPLIT_ROWS
-        k = region.source(tile, split)
+        seen, source, before = product, view, []
+        if rows is not None and 0 < tile.up_to <= FUSED_ROWS:
+            seen, source = replace(product, rows=rows, x_stride=rows.source.access.row), rows.source
+        elif rows is not None:
+            before = [write_rows(ctx, rows, x)]
+        k = region.source(seen, source, tile, split)
         grid = [Count(times=-(-product.n // tile.weight_rows)), Count(CAPACITIES[space], tile.rows)]
         grid += [Count(times=product.splits if split else 1)]
-        choices.append(PendingChoice((ctx.launch(k, grid),), tile.up_to))
+        choices.append(PendingChoice((*before, ctx.launch(k, grid)), tile.up_to))
         if split and product.splits > 1:
             _reserve(ctx, product, tile)
     ctx.call(node, choices, CAPACITIES[space])
 
 
-def _product(node: Node, x: View, w: Value, halves: int) -> Product:
-    n, k = matrix(w)
+def product_of(node: Node, x: View, w: Value, halves: int) -> Product:
+    """``w``: a matrix [N, K] or a stack of them."""
+    n, k = (int(d) for d in w.type.shape[-2:])
     weight = format_of(w)
     dtype = x.access.dtype if x.access.dtype == "bf16" else "f32"
     quant = None
@@ -85,48 +99,53 @@ class _Region:
     """A product's kernels: one text for each tile."""
 
     def __init__(
-        self, ctx: Lowering, node: Node, body: Graph, linear: Node, halves: Sequence[Node] | None, x: View,
-        w: Value, product: Product,
-    ) -> None:  # fmt: skip
+        self, ctx: Lowering, node: Node, body: Graph, linear: Node, halves: Sequence[Node] | None, w: Value
+    ) -> None:
         self.ctx, self.node, self.linear, self.halves = ctx, node, linear, halves
-        self.x, self.w, self.product = x, w, product
-        self.body = body
-        self.views = region_views(ctx, node, body, (product.n,), linear.operands[:2])
+        self.w, self.body = w, body
+        columns = matrix(w)[0] // (2 if halves else 1)
+        self.views = region_views(ctx, node, body, (columns,), linear.operands[:2])
+        self.sums = {i: s for i, r in enumerate(node.results) if (s := leave_sums(ctx, r)) is not None}
         parts = list(halves or [linear])
         self.parts = parts
         self.pointwise = [n for n in self.body.nodes if n is not linear and n not in parts]
 
-    def source(self, tile: Tile, split: bool) -> Source:
-        p = self.product
-        weight = format_of(self.w)
-        label = f"linear_{label_of(self.body, self.linear)}_{weight}_k{p.k}_n{p.n * p.halves}_m{tile.rows}"
-        k = Source(_identifier(label), Options(tile.num_warps, tile.num_stages), self._header(tile))
+    def source(self, p: Product, x: View, tile: Tile, split: bool) -> Source:
+        weight, norm = format_of(self.w), "norm_" if p.rows is not None else ""
+        label = f"linear_{norm}{label_of(self.body, self.linear)}_{weight}_k{p.k}_n{p.n * p.halves}_m{tile.rows}"
+        k = Source(identifier(label), Options(tile.num_warps, tile.num_stages), self._header(p, tile))
         count = self.ctx.counts(k, self.ctx.space(self.node.results[0]))
-        k.pointer("x", self.x.access.dtype, pointer_to(self.x))
+        k.pointer("x", x.access.dtype, pointer_to(x))
+        if p.rows is not None:
+            bind_rows(k, p.rows)
         weight_parameters(self.ctx, k, self.w)
         if split and p.splits > 1:
             k.pointer("counters", "i32", Pointer(Workspace(0)))
             k.pointer("workspace", "f32", Pointer(Workspace(COUNTER_BYTES)))
         bound = BoundRegion(k, self.views)
-        matmul(k, p, tile, count, split, lambda sums: self._epilogue(k, bound, sums, tile))
+        left = {i: k.view(f"sums{i}", view) for i, view in self.sums.items()}
+        matmul(k, p, tile, count, split, lambda sums: self._epilogue(k, p, bound, sums, tile, left))
         return k
 
-    def _epilogue(self, k: Source, bound: BoundRegion, sums: list[str], tile: Tile) -> None:
-        columns = "(n < N)[:, None]" if self.product.n % tile.weight_rows else ""
-        block = "n[:, None]" if self.product.n == 1 else ""  # whose stride is 0
+    def _epilogue(
+        self, k: Source, p: Product, bound: BoundRegion, sums: list[str], tile: Tile, left: Mapping[int, str]
+    ) -> None:
+        columns = "(n < N)[:, None]" if p.n % tile.weight_rows else ""
+        block = "n[:, None]" if p.n == 1 else ""  # whose stride is 0
         place = Place("m[None, :]", ("n[:, None]",), "live[None, :]", columns, block)
         env: Env = {}
         bias = self.linear.operands[2]
         for i, (part, value) in enumerate(zip(self.parts, sums, strict=True)):
             if bias is not None:
-                at = Place("", (f"(n[:, None] + {i * self.product.n})",), "", columns)
+                at = Place("", (f"(n[:, None] + {i * p.n})",), "", columns)
                 value = k.let(f"{value} + {bound.load(bias, at)}")
             env[part.result] = value
         bound.evaluate(self.pointwise, env, place)
         bound.store(env, place)
+        for i, name in left.items():
+            store_sums(k, env[self.body.outputs[i]], self.sums[i], name)
 
-    def _header(self, tile: Tile) -> list[str]:
-        p = self.product
+    def _header(self, p: Product, tile: Tile) -> list[str]:
         flops = 2 * p.n * p.halves * p.k
         read = sum(self.ctx.statics.nbytes(name) for name in weight_names(self.ctx, self.w))
         return [
@@ -146,12 +165,12 @@ def weight_parameters(ctx: Lowering, k: Source, w: Value) -> None:
     k.pointer("scales", "f32", ctx.weight(w, "scales"))
     if weight.family == "codebook":
         k.pointer("table", "f32", ctx.weight(w, "table"))
-    elif not weight.symmetric:
+    elif weight.family == "affine" and not weight.symmetric:
         k.pointer("minimums", "f32", ctx.weight(w, "minimums"))
 
 
 def _require_kernel(weight: Format, w: Value) -> None:
-    if weight.family == "float8" or weight.transposed:
+    if weight.transposed:
         raise LoweringError(f"weights of {weight} have no GPU kernel: {w!r}")
 
 
@@ -163,9 +182,10 @@ def weight_names(ctx: Lowering, w: Value) -> list[str]:
     names = [ctx.statics.name(w, "codes"), ctx.statics.name(w, "scales")]
     if weight.family == "codebook":
         return [*names, ctx.statics.name(w, "table")]
-    return names if weight.symmetric else [*names, ctx.statics.name(w, "minimums")]
+    return names if weight.symmetric or weight.family == "float8" else [*names, ctx.statics.name(w, "minimums")]
 
 
-def _identifier(label: str) -> str:
+def identifier(label: str) -> str:
+    """A label as part of a kernel's name."""
     return "".join(c if c.isalnum() else "_" for c in label)
 

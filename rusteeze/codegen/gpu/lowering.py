@@ -57,6 +57,35 @@ class PendingCall:
     what: Literal["", "reads pages", "writes pages"] = ""
 
 
+@dataclass(frozen=True)
+class NormedRows:
+    """Rows x[K] f32 that are read as x / sqrt(mean of squares + eps) * (weight + offset), rounded to the element
+    type of ``written``: there a kernel of its own puts them where a reader does not apply the norm itself.
+    ``sums``: of the squares of a row's columns, in groups."""
+
+    source: View
+    sums: View
+    weight: View | None
+    eps: float
+    offset: float
+    written: View
+
+    @property
+    def width(self) -> int:
+        return self.source.access.shape[-1]
+
+
+@dataclass(frozen=True)
+class SortedPairs:
+    """``order``: the pairs t * top + j of a step's tokens and their choices, sorted by expert, one behind the other
+    from its first row on; ``counts``: how many each expert has, in its first row."""
+
+    order: View
+    counts: View
+    experts: int
+    top: int
+
+
 @dataclass
 class Lowering:
     """State of one lowering. The functions that lower ops (lower_*.py) are written against this."""
@@ -72,6 +101,13 @@ class Lowering:
     pages: dict[int, Pages] = field(default_factory=dict)
     workspace_bytes: int = 0
     buckets: set[int] = field(default_factory=set)
+    sums: dict[Value, View] = field(default_factory=dict)
+    """Sums of squares that a product leaves beside its result."""
+    pairs: dict[Value, SortedPairs] = field(default_factory=dict)
+    best: tuple[View, View] | None = None
+    """Largest logits of the parts of each row, and their tokens."""
+    normed: dict[Value, NormedRows] = field(default_factory=dict)
+    """Norms that their readers apply."""
     _named: dict[tuple[str, str], Storage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

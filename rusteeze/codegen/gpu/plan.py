@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rusteeze.artifact.contract import Buffer, Cost
 from rusteeze.artifact.cuda_contract import (
@@ -18,7 +18,7 @@ from rusteeze.artifact.cuda_contract import (
     Launch,
 )
 from rusteeze.codegen.gpu.call_cost import call_cost
-from rusteeze.codegen.gpu.lowering import Lowering, PendingCall, PendingLaunch
+from rusteeze.codegen.gpu.lowering import Lowering, PendingCall, PendingChoice, PendingLaunch
 from rusteeze.codegen.gpu.source import PageSet, Pointer, Workspace
 from rusteeze.codegen.memory import Lifetime, assign_offsets
 from rusteeze.codegen.views import Storage
@@ -30,7 +30,8 @@ def make_cuda_plan(
     """The plan of everything that was lowered. ``binaries``: by kernel name."""
     (logits,) = ctx.graph.outputs
     out = ctx.view(logits).storage
-    lifetimes = _lifetimes(ctx.calls, out)
+    assert ctx.best is not None
+    lifetimes = _lifetimes(ctx.calls, (out, *(view.storage for view in ctx.best)))
     offsets, sizes = assign_offsets(lifetimes)
     number = {life.storage: i for i, life in enumerate(lifetimes)}
     kernel_number = {name: i for i, name in enumerate(ctx.kernels)}
@@ -50,6 +51,8 @@ def make_cuda_plan(
         ),
         calls=tuple(_call(ctx, c, number, kernel_number) for c in ctx.calls),
         logits=number[out],
+        best=(number[ctx.best[0].storage], number[ctx.best[1].storage]),
+        best_parts=ctx.best[0].access.shape[0],
     )
 
 
@@ -59,21 +62,21 @@ def _buckets(changes: set[int]) -> tuple[int, ...]:
     return tuple(sorted(powers | changes))
 
 
-def _lifetimes(calls: list[PendingCall], out: Storage) -> list[Lifetime]:
+def _lifetimes(calls: list[PendingCall], results: Sequence[Storage]) -> list[Lifetime]:
     first: dict[Storage, int] = {}
     last: dict[Storage, int] = {}
     for i, call in enumerate(calls):
-        for storage in buffers_of(call):
+        for storage in buffers_of(call.choices):
             first.setdefault(storage, i)
             last[storage] = i
-    last[out] = len(calls)
+    last |= dict.fromkeys(results, len(calls))
     return [Lifetime(s, first[s], last[s]) for s in first]
 
 
-def buffers_of(call: PendingCall) -> list[Storage]:
+def buffers_of(choices: Sequence[PendingChoice]) -> list[Storage]:
     """Scratch that a call touches, in order of its arguments."""
     targets = [
-        a.target for choice in call.choices for launch in choice.launches for a in launch.args
+        a.target for choice in choices for launch in choice.launches for a in launch.args
         if isinstance(a, Pointer)
     ]  # fmt: skip
     return [t for t in dict.fromkeys(targets) if isinstance(t, Storage) and t.kind == "buffer"]
@@ -92,7 +95,7 @@ def _call(
         return Launch(kernel_number[pending.kernel], args, pending.grid)
 
     choices = tuple(Choice(tuple(map(launch, c.launches)), c.up_to) for c in call.choices)
-    cost: Cost = call_cost(ctx, call, sum(s.row_bytes for s in buffers_of(call)))
+    cost: Cost = call_cost(ctx, call, sum(s.row_bytes for s in buffers_of(call.choices[:1])))
     return CudaCall(choices, call.by, call.node.origin, cost)
 
 

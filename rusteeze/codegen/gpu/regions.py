@@ -12,6 +12,7 @@ from rusteeze.codegen.gpu import elements
 from rusteeze.codegen.gpu.elements import Place
 from rusteeze.codegen.gpu.expressions import Env, evaluate, supports
 from rusteeze.codegen.gpu.lowering import CAPACITIES, Lowering, LoweringError, rows_of
+from rusteeze.codegen.gpu.norm_inputs import defer_norm
 from rusteeze.codegen.gpu.source import Options, Source, literal, power_of_two, warps_for
 from rusteeze.codegen.views import View, inner_shape
 from rusteeze.ir import Graph, Node, Value, print_node_line
@@ -118,6 +119,8 @@ def lower_pointwise(ctx: Lowering, node: Node) -> None:
 
 
 def lower_norm(ctx: Lowering, node: Node) -> None:
+    if defer_norm(ctx, node):
+        return
     body = as_body(node)
     (norm,) = (n for n in body.nodes if n.op.name in NORMS)
     shape = inner_shape(norm.result.type)

@@ -2,7 +2,7 @@
 
     rows      plain float32 or int32, row-major: whatever is no matrix of a product
     matrix    a dense matrix [..., N, K] in its own element type, row-major, as it was
-    codes     integer codes of quantised matrices in tiles of 64 rows: [..., tile][block of K][row][bytes of a
+    codes     codes of quantised matrices in tiles of 64 rows: [..., tile][block of K][row][bytes of a
               block], so that a program streams whole tiles. A block is ``QuantShape.block`` columns; of
               four-bit codes byte j holds columns j (low) and j + block / 2 (high).
     scales, minimums   float32 [..., K / group, N], a row per group
@@ -21,8 +21,10 @@ from typing import Literal
 import numpy as np
 
 from rusteeze.codegen.statics import as_array, format_of, leaf_names, load_static
+from rusteeze.errors import UserError
 from rusteeze.ir import Value
-from rusteeze.weights import Affine, Codebook, Dense, Weight
+from rusteeze.weights import Affine, Codebook, Dense, Float8, Weight
+from rusteeze.weights.e4m3 import NAN_CODE
 from rusteeze.weights.formats import DENSE_DTYPES, Format
 
 Load = Callable[[str], Weight]
@@ -136,7 +138,7 @@ def _laid_out(weight: Weight, layout: Layout) -> np.ndarray:
     if layout == "matrix":
         assert isinstance(weight, Dense)
         return np.ascontiguousarray(weight.values)
-    assert isinstance(weight, Affine | Codebook)
+    assert isinstance(weight, Affine | Codebook | Float8)
     if layout == "table":
         assert isinstance(weight, Codebook)
         return np.ascontiguousarray(weight.table)
@@ -145,9 +147,11 @@ def _laid_out(weight: Weight, layout: Layout) -> np.ndarray:
     return np.stack([_part(p, shape, layout) for p in parts])
 
 
-def _part(weight: Affine | Codebook, shape: QuantShape, layout: Layout) -> np.ndarray:
+def _part(weight: Affine | Codebook | Float8, shape: QuantShape, layout: Layout) -> np.ndarray:
     """Codes or scales of one [N, K]."""
     if layout == "codes":
+        if isinstance(weight, Float8) and (weight.codes & 127 == NAN_CODE).any():
+            raise UserError("a weight of float8 holds NaN")
         return _pack_codes(weight.codes, weight.layout.zero, shape)
     values = weight.scale if layout == "scales" else weight.minimum  # type: ignore[union-attr]
     padded = np.zeros((shape.groups, shape.padded_n), np.float32)

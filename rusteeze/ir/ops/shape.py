@@ -146,6 +146,18 @@ def _infer_gather_rows(x: TensorType, rows: TensorType) -> TensorType:
 declare("gather_rows(x, rows)", infer=_infer_gather_rows, reference=lambda x, rows: x[rows])
 
 
+def _infer_gather_columns(x: TensorType, columns: TensorType) -> TensorType:
+    if columns.dtype is not DType.i32 or columns.rank != 1:
+        raise TypeError("columns must be i32[n]")
+    return x.with_shape(*x.shape[:-1], columns.shape[0])
+
+
+# y[..., j] = x[..., columns[j]]: the order in which a weight stores its columns.
+declare(
+    "gather_columns(x, columns)", infer=_infer_gather_columns, reference=lambda x, columns: x[..., columns]
+)
+
+
 def _infer_gather(x: TensorType, index: TensorType, axis: int) -> TensorType:
     axis_of(x, axis)
     if index.dtype is not DType.i32 or index.rank != x.rank:

@@ -33,7 +33,7 @@ class CudaBackend:
         self._artifact, self._manifest = artifact, manifest
         self.plan = decode_cuda_plan(member(artifact, manifest, PLAN_FILE).read_bytes())
         self._weights = WeightFile(member(artifact, manifest, WEIGHTS_FILE))
-        self._device = choose_device(device)
+        self._device = choose_device(device, self.plan.architectures)
         self._architecture = choose_architecture(self._device, self.plan.architectures)
         self._binaries = [kernel.binary(self._architecture) for kernel in self.plan.kernels]
         self._session = Session(self._device)

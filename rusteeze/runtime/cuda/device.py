@@ -32,9 +32,10 @@ class Device:
         return f"sm_{self.major}{self.minor}"
 
 
-def choose_device(wanted: str) -> Device:
+def choose_device(wanted: str, architectures: Sequence[str] = ()) -> Device:
     """``cuda:1`` is that device, ``cuda`` or ``cuda:auto`` the one of the newest architecture, the first
-    among equals; numbers are the driver's, within CUDA_VISIBLE_DEVICES. NoDevice when there is none."""
+    among equals, of those that run code for one of ``architectures`` where there are such; numbers are the
+    driver's, within CUDA_VISIBLE_DEVICES. NoDevice when there is none."""
     if not _NAME.fullmatch(wanted):
         raise UserError(f"device is {wanted!r}; expected cuda, cuda:auto or cuda:0")
     start()
@@ -44,6 +45,7 @@ def choose_device(wanted: str) -> Device:
     number = wanted.partition(":")[2]
     if not number or number == "auto":
         devices = [_describe(ordinal) for ordinal in range(count)]
+        devices = [d for d in devices if _fitting(d, architectures)] or devices
         return max(devices, key=lambda d: (d.major, d.minor, -d.ordinal))
     if int(number) >= count:
         names = ", ".join(f"cuda:{n}" for n in range(count))
@@ -54,15 +56,17 @@ def choose_device(wanted: str) -> Device:
 def choose_architecture(device: Device, architectures: Sequence[str]) -> str:
     """The newest of ``architectures`` ("sm_89") that is not above the device's own and of the same
     major number: machine code runs on later minor numbers only. UserError when there is none."""
-    fitting = []
-    for name in architectures:
-        major, minor = divmod(int(name.removeprefix("sm_")), 10)
-        if major == device.major and minor <= device.minor:
-            fitting.append((minor, name))
+    fitting = _fitting(device, architectures)
     if not fitting:
         have = ", ".join(architectures) or "none"
         raise UserError(f"{device.name} is {device.architecture}, which cannot run code for {have}")
     return max(fitting)[1]
+
+
+def _fitting(device: Device, architectures: Sequence[str]) -> list[tuple[int, str]]:
+    """Minor number and name of those whose code the device runs."""
+    numbered = [(*divmod(int(name.removeprefix("sm_")), 10), name) for name in architectures]
+    return [(minor, name) for major, minor, name in numbered if major == device.major and minor <= device.minor]
 
 
 def _describe(ordinal: int) -> Device:

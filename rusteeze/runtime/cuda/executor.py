@@ -95,7 +95,20 @@ class CudaExecutor:
         CudaError when the device fails; any thread may call, one at a time."""
         capacities, kind = self._prepare(batch)
         kind.run(self._stream)
-        return self._fetch(len(batch.rows), capacities)
+        logits = self._fetch((self.plan.logits,), len(batch.rows), capacities)[0].view(np.float32)
+        return logits[:, : self.vocab_size]
+
+    def execute_for_best(self, batch: Batch) -> np.ndarray:
+        """As ``execute``, for the likeliest tokens: int64 [R], -1 where a row is not finite. Logits stay on
+        the device."""
+        capacities, kind = self._prepare(batch)
+        kind.run(self._stream)
+        found = self._fetch(self.plan.best, len(batch.rows), capacities)
+        values, places = (rows[:, : self.plan.best_parts] for rows in found)
+        each, part = np.arange(len(batch.rows)), values.view(np.float32).argmax(axis=1)
+        finite = np.isfinite(values.view(np.float32)[each, part])
+        tokens: np.ndarray = np.where(finite, places[each, part], -1).astype(np.int64)
+        return tokens
 
     def execute_timed(self, batch: Batch) -> np.ndarray:
         """As ``execute``, call by call, for the times: nanoseconds int64 [1, calls, 3] by the device's clock,
@@ -124,7 +137,8 @@ class CudaExecutor:
             for address, size in (
                 (self._keys[pages.layer], pages.key_bytes), (self._values[pages.layer], pages.value_bytes),
             ):  # fmt: skip
-                call("cuMemsetD8Async", address, byte, size * self.num_blocks, self._stream)
+                if size:
+                    call("cuMemsetD8Async", address, byte, size * self.num_blocks, self._stream)
         call("cuStreamSynchronize", self._stream)
 
     def ceilings(self) -> Ceilings:
@@ -183,18 +197,22 @@ class CudaExecutor:
             base = (self._keys if address.memory == "key_pages" else self._values)[int(which)]
         return base + address.offset
 
-    def _fetch(self, rows: int, capacities: Capacities) -> np.ndarray:
-        """Wait for the step; its logits, in pinned memory."""
-        buffer = self.plan.buffers[self.plan.logits]
-        size = rows * buffer.row_bytes
+    def _fetch(self, which: Sequence[int], rows: int, capacities: Capacities) -> list[np.ndarray]:
+        """Wait for the step; the rows of some buffers, int32 [rows, row_bytes / 4], in pinned memory."""
+        buffers = [self.plan.buffers[number] for number in which]
+        size = sum(rows * b.row_bytes for b in buffers)
         if size > len(self._staging):
-            self._staging = self._session.pinned(capacities.rows * buffer.row_bytes)
-        if size:
-            source = self._arenas[buffer.space] + capacities.rows * buffer.offset
-            call("cuMemcpyDtoHAsync", self._staging.ctypes.data, source, size, self._stream)
+            self._staging = self._session.pinned(capacities.rows * sum(b.row_bytes for b in buffers))
+        found, start = [], 0
+        for b in buffers:
+            target = self._staging[start : start + rows * b.row_bytes]
+            start += len(target)
+            if rows:
+                source = self._arenas[b.space] + capacities.rows * b.offset
+                call("cuMemcpyDtoHAsync", target.ctypes.data, source, len(target), self._stream)
+            found.append(target.view(np.int32).reshape(rows, b.row_bytes // 4))
         call("cuStreamSynchronize", self._stream)
-        logits = self._staging[:size].view(np.float32).reshape(rows, buffer.row_bytes // 4)
-        return logits[:, : self.vocab_size]
+        return found
 
 
 class _Kind:

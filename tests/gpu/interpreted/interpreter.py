@@ -76,7 +76,7 @@ def memory(num_bytes: int, fill: int = NAN_BYTE) -> torch.Tensor:
 
 
 class InterpretedExecutor:
-    """``execute`` as runtime/executor.py has it. Scratch and pages begin as NaN, the workspace as zeros."""
+    """``execute`` as runtime/executor.py has it; ``best``: the parts of its likeliest tokens. Scratch and pages begin as NaN, the workspace as zeros."""
 
     block_size = BLOCK_SIZE
 
@@ -117,10 +117,17 @@ class InterpretedExecutor:
             ]
             self._kernels[launch.kernel][grid](*args)
             self.launched.append(kernel.name)
-        buffer = self.plan.buffers[self.plan.logits]
-        start, rows = c.rows * buffer.offset, len(batch.rows)
-        flat = arenas["R"][start : start + rows * buffer.row_bytes].numpy().view(np.float32)
-        return flat.reshape(rows, -1)[:, : self.plan.vocab_size].copy()
+        rows, parts = len(batch.rows), self.plan.best_parts
+
+        def result(number: int, columns: int, kind: type) -> np.ndarray:
+            buffer = self.plan.buffers[number]
+            start = c.rows * buffer.offset
+            flat = arenas["R"][start : start + rows * buffer.row_bytes].numpy().view(kind)
+            return flat.reshape(rows, -1)[:, :columns].copy()
+
+        values, places = self.plan.best
+        self.best = result(values, parts, np.float32), result(places, parts, np.int32)
+        return result(self.plan.logits, self.plan.vocab_size, np.float32)
 
     def _inputs(self, batch: Batch, tiles: np.ndarray, c: Capacities) -> dict[str, torch.Tensor]:
         """Behind the counts lies what would be out of bounds everywhere."""

@@ -13,17 +13,20 @@ from hypothesis import strategies as st
 
 from rusteeze.codegen.gpu import attention, lower_attention, lower_linear
 from rusteeze.codegen.gpu.schedule import Tile, splits
+from rusteeze.codegen.gpu.source import Source
+from rusteeze.errors import UserError
 from rusteeze.ir import Graph
 from rusteeze.ir.ops.elementwise import bf16_bits, bf16_values
 from rusteeze.ir.types import DType, TensorType
 from rusteeze.passes.pipeline import fusing, run_passes
-from rusteeze.weights import Dense, Weight
+from rusteeze.weights import Dense, Float8, Weight
+from rusteeze.weights.e4m3 import E4M3, NAN_CODE
 
 Array = np.ndarray
 DRAWN = settings(
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None,
 )  # fmt: skip
-FORMATS = ("f32", "bf16", "affine4g32m-f16", "affine4g64s-f16", "affine8g32s-f16", "affine8g64m-f32", "codebook4g32-f32")
+FORMATS = ("f32", "bf16", "affine4g32m-f16", "affine4g64s-f16", "affine8g32s-f16", "affine8g64m-f32", "codebook4g32-f32", "float8g64-f32", "float8g32-f32")
 
 
 def new_graph() -> Graph:
@@ -99,6 +102,29 @@ def as_products_see(w: Weight, exact: bool) -> Array:
     return table[w.codes] * scale
 
 
+@pytest.mark.parametrize(("n", "k", "halves"), [(200, 320, 1), (72, 160, 2)])
+def test_tiles_copied_by_hardware(n: int, k: int, halves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descriptors instead of pointers: equal bits, ragged rows, columns and halves included."""
+    monkeypatch.setattr(lower_linear, "tiles", lambda *_: (Tile(64, 64, 64, 4, 2),))
+    rng, rows = np.random.default_rng(n), 70
+    weights: dict[str, Weight] = {
+        "x": Dense(rng.standard_normal((rows, k)).astype(np.float32), "f32"), "w": draw_weight("bf16", (n * halves, k), rng),
+    }  # fmt: skip
+    text, found = Source.text, []
+    for tma in (False, True):
+        monkeypatch.setattr(Source, "text", lambda self, _tma=False, tma=tma: text(self, tma))
+        graph = new_graph()
+        x = graph.add("quantize", graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"])), to="bf16")
+        y = graph.add("linear", x, weight(graph, "w", weights["w"]), None)
+        if halves == 2:
+            y = graph.add("glu", *(graph.add("slice", y, axis=-1, start=s, stop=s + n) for s in (0, n)), act="silu")
+        folder = tmp_path / str(tma)
+        folder.mkdir()
+        found.append(one_step(finished(graph, y), weights, rows, folder))
+        assert any("TMA = tl.constexpr" in path.read_text() for path in folder.iterdir())
+    np.testing.assert_array_equal(found[0], found[1])
+
+
 @pytest.mark.parametrize("rows", [2, 40])
 def test_split_sums_are_those_of_one_program(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile whose runs over K are programs of their own, one whose program makes all runs: equal bits."""
@@ -119,6 +145,124 @@ def test_split_sums_are_those_of_one_program(rows: int, tmp_path: Path, monkeypa
     np.testing.assert_array_equal(found[0], found[1])
     wanted = bf16_values(bf16_bits(x)).astype(np.float64) @ w.to_f32().astype(np.float64).T
     np.testing.assert_allclose(found[0], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", ["f32", "bf16", "affine4g32m-f16"])
+@pytest.mark.parametrize(("rows", "n"), [(3, 192), (14, 224)])
+def test_norms_between_products(format: str, rows: int, n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Applied by the product behind or by a kernel of its own, from the sums that the product before leaves: equal
+    bits, and right."""
+    rng = np.random.default_rng(rows)
+    weights: dict[str, Weight] = {
+        "x": Dense(rng.standard_normal((rows, n)).astype(np.float32), "f32"),
+        "g": Dense(rng.standard_normal(n).astype(np.float32), "f32"),
+        "a": draw_weight(format, (n, 192), rng),
+        "b": draw_weight(format, (70, n), rng),
+    }  # fmt: skip
+    found = []
+    for limit in (4096, 0):
+        monkeypatch.setattr(lower_linear, "FUSED_ROWS", limit)
+        graph = normed_product(weights, format != "f32")
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        step = GpuStep(graph, weights, folder, "f32", 64)
+        numbers = np.arange(rows, dtype=np.int32)
+        found.append(step.run([(0, rows)], numbers, numbers, numbers))
+        own = any(name.startswith("norm_of_sums") for name in step.executor.launched)
+        assert own == (limit == 0)
+        assert not any(name.startswith("rms_norm") for name in step.executor.launched)
+    np.testing.assert_array_equal(found[0], found[1])
+    x, g, a, b = (w.to_f32().astype(np.float64) for w in weights.values())
+    y = x + rounded(x[:, : a.shape[1]], format) @ a.T
+    y = y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-5) * g
+    wanted = rounded(y, format) @ b.T
+    np.testing.assert_allclose(found[0], wanted, atol=(2e-5 if format == "f32" else 1e-2) * float(np.abs(wanted).max()))
+
+
+def rounded(x: Array, format: str) -> Array:
+    return x if format == "f32" else bf16_values(bf16_bits(x.astype(np.float32))).astype(np.float64)
+
+
+def normed_product(weights: dict[str, Weight], to_bf16: bool) -> Graph:
+    """b @ norm(x + a @ x), a of as many columns of x as it has."""
+    graph = new_graph()
+    x = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
+    first = graph.add("slice", x, axis=-1, start=0, stop=weights["a"].shape[1])
+    if to_bf16:
+        first = graph.add("quantize", first, to="bf16")
+    y = graph.add("add", x, graph.add("linear", first, weight(graph, "a", weights["a"]), None))
+    y = graph.add("rms_norm", y, weight(graph, "g", weights["g"]), eps=1e-5)
+    if to_bf16:
+        y = graph.add("quantize", y, to="bf16")
+    return finished(graph, graph.add("linear", y, weight(graph, "b", weights["b"]), None))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 60])
+@pytest.mark.parametrize("format", ["bf16", "affine4g32m-f16", "codebook4g32-f32", "codebook4g32it-f32", "float8g32-f32"])
+def test_tables_and_experts(format: str, rows: int, tmp_path: Path) -> None:
+    """Rows of a table, then chosen matrices of a stack, also of one that is stored transposed, then others for each
+    choice: for few pairs, several and many."""
+    rng = np.random.default_rng(rows)
+    experts, n, k = 6, 96, 64
+    turned, plain_format = format.endswith("t-f32"), format.replace("t-", "-")
+    stacked, second = draw_weight(plain_format, (experts, n, k), rng), draw_weight(plain_format, (experts, 40, n), rng)
+    scores = rng.standard_normal((rows, experts)).astype(np.float32)
+    scores[:, 3] -= 9  # nobody's choice
+    bias = rng.standard_normal((experts, n)).astype(np.float32)
+    weights: dict[str, Weight] = {
+        "x": draw_weight(plain_format, (rows, k), rng), "w": stacked.transpose() if turned else stacked,
+        "v": second, "i": Dense(scores, "f32"), "b": Dense(bias, "f32"),
+    }  # fmt: skip
+    graph = new_graph()
+    x = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
+    _, index = graph.add_many("topk", graph.add("embedding", graph.inputs[0], weight(graph, "i", weights["i"])), k=2)
+    y = graph.add("expert_linear", x, index, weight(graph, "w", weights["w"]), weight(graph, "b", weights["b"]), transposed=turned)
+    y = graph.add("expert_linear", y, index, weight(graph, "v", second), None)
+    found = one_step(finished(graph, graph.add("reshape", y, shape=("T", 80))), weights, rows, tmp_path)
+    best = np.argsort(-scores, -1)[:, :2]
+    values = {name: weights[name].to_f32().astype(np.float64) for name in ("x", "v", "b")}
+    first = np.einsum("tk,tjnk->tjn", values["x"], stacked.to_f32().astype(np.float64)[best]) + values["b"][best]
+    wanted = np.einsum("tjk,tjnk->tjn", first, values["v"][best])
+    np.testing.assert_allclose(found, wanted.reshape(rows, -1), atol=2e-5 * float(np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("code", [NAN_CODE, NAN_CODE | 128])
+def test_float8_without_a_number_is_refused(code: int, tmp_path: Path) -> None:
+    weights: dict[str, Weight] = {"x": Float8(32, np.full((1, 32), code, np.uint8), np.ones((1, 1), np.float32))}
+    graph = new_graph()
+    x = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
+    with pytest.raises(UserError, match="a weight of float8 holds NaN"):
+        GpuStep(finished(graph, x), weights, tmp_path, "f32", 64)
+
+
+def test_float8_knows_all_its_numbers(tmp_path: Path) -> None:
+    """Each code but the two of NaN, subnormal ones included."""
+    codes = np.array([c for c in range(256) if c & 127 != NAN_CODE] + [0, 0], np.uint8)[None]
+    weights: dict[str, Weight] = {"x": Float8(256, codes, np.ones((1, 1), np.float32))}
+    graph = new_graph()
+    x = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
+    zero = np.zeros(1, np.int32)
+    step = GpuStep(finished(graph, x), weights, tmp_path, "f32", 64)
+    np.testing.assert_array_equal(step.run([(0, 1)], zero, zero, zero), E4M3[codes])
+
+
+@pytest.mark.parametrize("width", [300, 4096, 9000])
+def test_likeliest_tokens(width: int, tmp_path: Path) -> None:
+    """The first of equals; infinity for a NaN."""
+    rng = np.random.default_rng(width)
+    table = rng.integers(-50, 50, (4, width)).astype(np.float32)  # with many equals
+    table[2, width // 2] = np.nan
+    table[3, -1] = 77
+    weights: dict[str, Weight] = {"x": Dense(table, "f32")}
+    graph = new_graph()
+    x = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
+    step = GpuStep(finished(graph, x), weights, tmp_path, "f32", 64)
+    numbers = np.arange(4, dtype=np.int32)
+    step.run([(0, 4)], numbers, numbers, numbers)
+    values, places = step.executor.best
+    part = values.argmax(1)
+    assert places[numbers, part][[0, 1, 3]].tolist() == table.argmax(1)[[0, 1, 3]].tolist()
+    assert values.max(1).tolist() == [*table[:2].max(1), np.inf, 77]
 
 
 def attended(q: Array, k: Array, v: Array, window: int, softcap: float, sinks: Array | None) -> Array:

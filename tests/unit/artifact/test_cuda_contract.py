@@ -6,6 +6,7 @@ import pytest
 
 from rusteeze.artifact.contract import Buffer, Pages
 from rusteeze.artifact.cuda_contract import (
+    CUDA_SCHEMA,
     Address,
     Binary,
     Capacities,
@@ -36,9 +37,9 @@ def plan() -> CudaPlan:
     narrow = Choice((launch(0, Count("tokens", per=16)),), up_to=32)
     wide = Choice((launch(1, Count("tokens", per=128, times=3)), launch(0, Count("context", most=2))))
     return CudaPlan(
-        1, ("sm_90",), 100, 512, 16, (1, 16, 32), {"T": 64, "R": 448}, 0,
+        CUDA_SCHEMA, ("sm_90",), 100, 512, 16, (1, 16, 32), {"T": 64, "R": 448}, 0,
         (Buffer("T", 64, 0), Buffer("R", 448, 0)), (Pages(0, 1024, 512),), kernels,
-        (CudaCall((narrow, wide)),), 1,
+        (CudaCall((narrow, wide)),), 1, (0, 1), 1,
     )  # fmt: skip
 
 

@@ -12,19 +12,20 @@ from pathlib import Path
 
 import ceilings
 import measurements
-import ours
 import pytest
 import run
 import table
-import turns
-from answering import timed
-from machine import Measured
-from measurements import Measurement, prompts
-from provider import Answer, Provider
-from turns import Effort, in_turns
+from measurements import Measurement
+
+from rusteeze.peers import ours, turns
+from rusteeze.peers.answering import timed
+from rusteeze.peers.provider import Answer, Provider
+from rusteeze.peers.rates import prompts
+from rusteeze.peers.turns import Effort, in_turns
+from rusteeze.peers.watch import Measured
 
 SCRIPTS = Path(run.__file__).parent.glob("*.py")
-PEERS = ("llama_cpp", "openvino")  # each in an environment of its own
+PEERS = ("llama_cpp", "llmcompressor")  # each in an environment of its own
 SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -60,7 +61,7 @@ def test_an_engine_that_gives_too_few_tokens_is_no_result() -> None:
 
 def test_what_an_engine_prints_does_not_disturb_its_answers(tmp_path: Path) -> None:
     script = tmp_path / "engine.py"
-    script.write_text(SCRIPT.format(folder=str(Path(run.__file__).parent)))
+    script.write_text(SCRIPT.format(folder=str(Path(ours.__file__).parent)))
     engine = Provider("fake", "none", [sys.executable, str(script)], [])
     assert engine.generate([[1], [2], [3]], 4).tail_tokens == 9
     assert engine.generate([[1]], 2).tail_tokens == 1

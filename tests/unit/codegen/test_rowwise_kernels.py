@@ -11,7 +11,7 @@ from graph_runner import GraphRunner, dense, relative_error, tokens
 from rusteeze.codegen.cpu.isa import Isa
 from rusteeze.ir import Graph, Value
 from rusteeze.ir.types import ROWS, TOKENS, DType, TensorType
-from rusteeze.weights import Weight
+from rusteeze.weights import Dense, Weight
 
 HEADS, HEAD = 3, 20
 NUM_TOKENS = 8
@@ -100,6 +100,9 @@ def add_selections(r: Rows) -> None:
     ones = r("full_like", r("slice", r.tame, axis=-1, start=0, stop=1), value=1.0)
     r.out("scatter of one value", r("scatter", r.tame, index, ones, axis=2))
     r.out("gather rows", r("gather_rows", r.x, r.wanted), r("gather_rows", r.positions, r.wanted))
+    order = r.graph.weight("order", TensorType(DType.i32, (HEAD,)), "i32")
+    r.weights["order"] = Dense(r.rng.permutation(HEAD).astype(np.int32), "i32")
+    r.out("gather columns", r("gather_columns", r.x, order))
     late = r("gather_rows", r.tame, r.wanted)
     r.out("sum", r("sum", late, axis=-1))
 

@@ -75,6 +75,11 @@ def test_order_of_columns(used, tmp_path):
     wanted = (codes - 8).astype(np.float32) * scale[:, group]
     np.testing.assert_array_equal(found.load().to_f32(), wanted)
     assert found.format == ("f32" if used else "affine4g32s-f32")
+    ordered = found.find_sorted()
+    assert (ordered is not None) == used
+    if ordered is not None:
+        assert ordered.load().format == ordered.format == "affine4g32s-f32"
+        np.testing.assert_array_equal(ordered.load().to_f32(), wanted[:, ordered.columns])
 
 
 def _set(name, change):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from gguf_samples import tiny_model
@@ -48,6 +49,12 @@ def test_folders_decode_to_the_numbers_they_stand_for(bits, symmetric, version, 
     checkpoint = assert_decodes(folder)
     kind = f"affine{bits}g32" + ("s-f16" if symmetric else "m-f32")
     assert checkpoint.format_of(f"{LAYER}.weight") == ("f32" if act_order else kind)
+    ordered = checkpoint.sorted_columns(f"{LAYER}.weight")
+    assert (ordered is not None) == act_order
+    if ordered is not None:
+        assert ordered.load().format == ordered.format == kind
+        plain = checkpoint.load(f"{LAYER}.weight").to_f32()
+        np.testing.assert_array_equal(ordered.load().to_f32(), plain[:, ordered.columns])
     assert checkpoint.format_of("model.embed_tokens.weight") == "f32"
 
 
@@ -60,7 +67,9 @@ def test_groups_in_another_order_are_no_reason_to_give_up_the_codes(tmp_path):
 def test_runs_too_short_for_a_kernel_become_plain(tmp_path):
     sample = tensors_of(samples("gptq")[0])
     sample["g_idx"] = (torch.arange(96) // 8 % 2).int()
-    assert read(tmp_path, "gptq", sample)["m.weight"].format == "f32"
+    weight = read(tmp_path, "gptq", sample)["m.weight"]
+    assert weight.format == "f32"
+    assert weight.find_sorted().format == "affine2g16m-f32"
 
 
 def test_without_an_index_the_group_is_that_of_the_config(tmp_path):

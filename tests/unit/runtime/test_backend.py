@@ -117,6 +117,21 @@ class TestWhichDevice:
         assert list(answer.token_ids) == expected_tokens([1, 2], 6)
         model.close()
 
+    def test_any_gpu_means_one_that_there_is_code_for(
+        self, gpu: StubGpu, toy: ToyKernels, artifact: Path
+    ) -> None:
+        """Not the newest of all: code for 8.0 and 9.0 does not run on 12.0."""
+        gpu.reset(devices=3)
+        gpu.make(0, (12, 0))
+        gpu.make(1, (8, 6))
+        gpu.run_kernels(toy.table())
+        for device in ("cuda", "cuda:auto", "auto"):
+            model = llm.load(artifact, device=device)
+            assert model.device == "cuda:2"
+            model.close()
+        with pytest.raises(UserError, match=r"Stub GPU 0 is sm_120, which cannot run code for sm_80, sm_90"):
+            llm.load(artifact, device="cuda:0")
+
     def test_an_artifact_for_gpus_only(self, gpu: StubGpu, artifact: Path) -> None:
         with pytest.raises(UserError, match=r"toy\.rz was compiled for GPUs only; use --device cuda"):
             llm.load(artifact)

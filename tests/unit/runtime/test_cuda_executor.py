@@ -32,7 +32,7 @@ from rusteeze.runtime.cuda.kernels import load_kernels
 from rusteeze.runtime.cuda.program import BadLaunch
 from rusteeze.runtime.cuda.session import Session
 from rusteeze.runtime.engine import SyncEngine
-from rusteeze.runtime.interface import ExecutorLost
+from rusteeze.runtime.interface import ExecutorLost, Fault
 from rusteeze.runtime.params import SamplingParams
 from rusteeze.runtime.profile import decode_batches, prefill_batches, take_profile
 from rusteeze.runtime.scheduler import Chunk, Step
@@ -125,6 +125,41 @@ class TestLogits:
     def test_a_step_that_is_too_large_is_refused(self, executor: CudaExecutor) -> None:
         with pytest.raises(ValueError, match="33 tokens, 1 sequences is too large"):
             executor.execute(batch_of(chunk("a", draw(33, 1), 0, [1, 2, 3])))
+
+
+class TestLikeliestTokens:
+    def test_they_are_the_argmax_of_the_logits(self, executor: CudaExecutor) -> None:
+        a, b = draw(11, 1), draw(5, 2)
+        batch = batch_of(chunk("a", a, 0, [7]), chunk("b", b, 0, [3], num_rows=3))
+        tokens = executor.execute_for_best(batch)
+        assert tokens.dtype == np.int64
+        assert tokens.tolist() == executor.execute(batch).argmax(axis=1).tolist()
+        nothing = batch_of(chunk("a", a, 0, [7], num_rows=0))
+        assert executor.execute_for_best(nothing).tolist() == []
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_rows_that_are_not_finite_have_none(self, executor: CudaExecutor, value: float) -> None:
+        bias = memory(executor._weights["bias"], VOCAB, np.float32)
+        bias[200] = value
+        assert executor.execute_for_best(batch_of(chunk("a", [5], 0, [1]))).tolist() == [-1]
+
+    def test_logits_of_greedy_requests_stay_on_the_device(self, executor: CudaExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+        """But those of others are fetched, and so are those of prompts, if asked for."""
+        fetched: list[int] = []
+        execute = executor.execute
+        monkeypatch.setattr(executor, "execute", lambda batch: fetched.append(len(batch.rows)) or execute(batch))
+        engine = SyncEngine(executor, config=EngineConfig(max_num_seqs=MAX_SEQUENCES))
+        engine.generate([draw(40, 1), draw(3, 2)], GREEDY)
+        assert fetched == []
+        engine.generate([draw(3, 2)], SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=0))
+        assert fetched == [3]
+        engine.generate([draw(3, 2)], SamplingParams(temperature=0.5, max_tokens=2, seed=1))
+        assert fetched == [3, 1, 1]
+
+    def test_a_row_that_is_not_finite_ends_its_request(self, executor: CudaExecutor) -> None:
+        memory(executor._weights["bias"], VOCAB, np.float32)[7] = np.nan
+        (found,) = SyncEngine(executor).generate([[1, 2]], GREEDY)
+        assert found.fault is Fault.NOT_FINITE
 
 
 class TestGraphs:
@@ -260,7 +295,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda args: args[:-1], "9 arguments for 10 parameters"),
+            (lambda args: args[:-1], "11 arguments for 12 parameters"),
             (lambda args: (*args[:-1], Count(times=2**31)), r"blocks = 2147483648 does not fit into 32 bits"),
             (lambda args: (*args[:-1], Count(times=3)), r"blocks = 3 is no multiple of 2"),
             (lambda args: (Count(), *args[1:]), r"counts = 1 is no \*i32"),

@@ -1,15 +1,16 @@
 """vLLM's CPU build on a folder of bf16 weights. Runs in an environment of its own.
 
-Usage: answering.py. The engine runs in this process; prefixes are not reused.
+Usage: answering.py; threads and cache are set by its environment (engines.py), which it reads when it is imported.
+The engine runs in this process; prefixes are not reused.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from collections.abc import Iterator
 
+import vllm
 from answering import Tokens, answer, own_channel
 
 MAX_MODEL_LEN = 8192
@@ -18,20 +19,7 @@ MOST_SEQUENCES = 64
 
 
 class Vllm:
-    def __init__(self, path: str, threads: int) -> None:
-        settings = {
-            "OMP_NUM_THREADS": str(threads),
-            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads])),
-            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-            "VLLM_CPU_KVCACHE_SPACE": "3",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": "ERROR",
-            "HF_HUB_OFFLINE": "1",
-        }
-        os.environ.update(settings)
-        import vllm  # it reads these settings when it is imported
-
+    def __init__(self, path: str) -> None:
         self.params = vllm.SamplingParams
         self.llm = vllm.LLM(
             path, dtype="bfloat16", max_model_len=MAX_MODEL_LEN, max_num_seqs=MOST_SEQUENCES,
@@ -57,7 +45,7 @@ class Vllm:
 
 def main() -> None:
     channel = own_channel()
-    engine = Vllm(sys.argv[1], int(sys.argv[2]))
+    engine = Vllm(sys.argv[1])
     if len(sys.argv) == 3:
         answer(engine.generate, channel)
         return

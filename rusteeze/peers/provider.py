@@ -8,12 +8,16 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from machine import finished_seconds, process_seconds
+from rusteeze.env import child_environment
+from rusteeze.errors import UserError
+from rusteeze.peers.watch import finished_seconds, process_seconds
 
-HERE = Path(__file__).parent
 KIB_PER_MIB = 1024
+
+
+class EngineEnded(UserError):
+    """An engine's process came to an end of its own; what it said is on stderr."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Provider:
         print(json.dumps({"prompts": prompts, "new": new}), file=asked, flush=True)
         line = answers.readline()
         if not line:
-            raise SystemExit(f"{self.name} ended: {' '.join(self.script)}")
+            raise EngineEnded(f"{self.name} ended: {' '.join(self.script)}")
         return Answer(**json.loads(line))
 
     def used_seconds(self) -> float:
@@ -84,11 +88,11 @@ class Provider:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            raise SystemExit(f"{self.name} failed: {' '.join(command)}")
+            raise EngineEnded(f"{self.name} failed: {' '.join(command)}")
         return Run(seconds, usage.ru_maxrss / KIB_PER_MIB)
 
     def _environ(self) -> dict[str, str]:
-        return {**os.environ, **self.environment}
+        return child_environment(self.environment)
 
     def stop(self) -> None:
         if self.process is not None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from machine import Measured
+from rusteeze.peers.watch import Measured
 
 MAX_FOREIGN = 0.05
 EXTRA_REPEATS = 6

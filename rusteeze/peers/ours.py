@@ -1,14 +1,12 @@
-"""Rusteeze behind the protocol of answering.py. The artifact of MODEL must be in the cache."""
+"""Rusteeze behind the protocol of answering.py: ``ours.py ARTIFACT THREADS``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
-from answering import Tokens, answer, own_channel
-
-from rusteeze.cli.artifacts import artifact_for
-from rusteeze.config import CompileOptions
+from rusteeze.peers.answering import Tokens, answer, own_channel
 from rusteeze.runtime import llm
 from rusteeze.runtime.config import EngineConfig
 from rusteeze.runtime.interface import SamplingParams
@@ -21,8 +19,7 @@ CONFIG = EngineConfig(prefix_caching=False)
 
 def main() -> None:
     channel = own_channel()
-    artifact = artifact_for(sys.argv[1], CompileOptions())
-    engine = llm.load(artifact, int(sys.argv[2]), KV_BYTES, CONFIG).engine
+    engine = llm.load(Path(sys.argv[1]), int(sys.argv[2]), KV_BYTES, CONFIG).engine
 
     def generate(prompts: list[list[int]], new: int) -> Iterator[Tokens]:
         params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
