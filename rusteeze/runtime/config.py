@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,30 @@ class SchedulerLimits:
         At that length it fits the pool alone, which is why the scheduler cannot deadlock.
         """
         return min(self.max_model_len, self.num_blocks * self.block_size)
+
+
+class Capacity(Protocol):
+    """What an executor can do: rusteeze.runtime.interface.Executor has it."""
+
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def max_batched_tokens(self) -> int: ...
+    @property
+    def max_model_len(self) -> int: ...
+
+
+def limits_of(executor: Capacity, config: EngineConfig) -> SchedulerLimits:
+    """The tighter of what the user chose and what the executor can do."""
+    tokens, length = executor.max_batched_tokens, executor.max_model_len
+    return SchedulerLimits(
+        executor.num_blocks, executor.block_size,
+        min(tokens, config.max_batched_tokens or tokens),
+        config.max_num_seqs,
+        min(length, config.max_model_len or length),
+    )  # fmt: skip
 
 
 def _check_positive(name: str, value: int | None) -> None:

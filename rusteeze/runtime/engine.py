@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from rusteeze.runtime.choose_tokens import TokenChooser
-from rusteeze.runtime.config import EngineConfig, SchedulerLimits
+from rusteeze.runtime.config import EngineConfig, limits_of
 from rusteeze.runtime.intake import Intake
 from rusteeze.runtime.interface import (
     Asked,
@@ -36,6 +36,7 @@ from rusteeze.runtime.interface import (
     RequestError,
     RequestOutput,
     SamplingParams,
+    Takes,
 )
 from rusteeze.runtime.params import Grammar
 from rusteeze.runtime.request import LiveRequest
@@ -46,6 +47,8 @@ from rusteeze.runtime.stream import Mailbox
 from rusteeze.runtime.tokens import Tokenizer
 
 _log = logging.getLogger(__name__)
+
+Emit = Callable[[RequestOutput], None]
 
 
 class SyncEngine:
@@ -66,7 +69,7 @@ class SyncEngine:
         self._clock = clock
         self._scratch = np.empty(executor.vocab_size, np.float32)
         layout = cache_layout if config.prefix_caching else None
-        self.scheduler = Scheduler(_limits(executor, config), layout)
+        self.scheduler = Scheduler(limits_of(executor, config), layout)
         limits = self.scheduler.limits
         self._intake = Intake(tokenizer, executor.vocab_size, eos_token_ids, limits)
         self.max_live = None if config.max_queue is None else limits.max_num_seqs + config.max_queue
@@ -128,17 +131,24 @@ class SyncEngine:
             if request is not None:
                 self._commands.append(lambda: self._abort(request))
 
-    def step(self) -> list[RequestOutput]:
-        """Do one step of work and return what it produced."""
-        outputs = self._obey_commands()
-        outputs += self._end_overdue()
+    def step(self, takes: Takes | None = None) -> list[RequestOutput]:
+        """Do one step of work and return what it produced.
+
+        ``takes`` is shown each output as soon as it is made; those that it takes are not returned."""
+        left: list[RequestOutput] = []
+
+        def emit(output: RequestOutput) -> None:
+            if self._mailboxes:
+                self._post(output)
+            if takes is None or not takes(output):
+                left.append(output)
+
+        for output in (*self._obey_commands(), *self._end_overdue()):
+            emit(output)
         step = self.scheduler.schedule()
         if step.chunks:
-            outputs += self._run(step)
-        if self._mailboxes:
-            for output in outputs:
-                self._post(output)
-        return outputs
+            self._run(step, emit)
+        return left
 
     def stream(self, request_id: str) -> Mailbox:
         """The outputs of a submitted request from now on; asking for the next one runs the engine.
@@ -211,7 +221,7 @@ class SyncEngine:
 
     # One step
 
-    def _run(self, step: Step) -> list[RequestOutput]:
+    def _run(self, step: Step, emit: Emit) -> None:
         requests = [self._requests[chunk.sequence_id] for chunk in step.chunks]
         now = self._clock()
         for request in requests:
@@ -226,24 +236,24 @@ class SyncEngine:
             raise
         except Exception:
             _log.exception("the executor failed; the %d requests of its step end", len(requests))
-            return [self._fail(request, Fault.EXECUTOR) for request in requests]
+            for request in requests:
+                emit(self._fail(request, Fault.EXECUTOR))
+            return
         self.scheduler.commit(step)
-        outputs = self._read_prompt_rows(step, logits) if len(logits) > len(chosen) else []
+        if len(logits) > len(chosen):
+            self._read_prompt_rows(step, logits, emit)
         now = self._clock()
         for request, sample in zip(sampled, chosen, strict=True):
             if request.sequence.finish_reason is None:
-                outputs.append(self._guard(request, request.accept, sample, now))
-        return outputs
+                emit(self._guard(request, request.accept, sample, now))
 
-    def _read_prompt_rows(self, step: Step, logits: np.ndarray) -> list[RequestOutput]:
-        outputs = []
+    def _read_prompt_rows(self, step: Step, logits: np.ndarray, emit: Emit) -> None:
         for chunk, begin, end in step.rows_of_chunks():
             rows = logits[begin : end - chunk.samples]
             if len(rows):
                 request, first = self._requests[chunk.sequence_id], chunk.end - chunk.num_rows
                 work = request.accept_prompt_rows
-                outputs.append(self._guard(request, work, first, rows, self._scratch))
-        return outputs
+                emit(self._guard(request, work, first, rows, self._scratch))
 
     def _guard(
         self, request: LiveRequest, work: Callable[..., RequestOutput], *arguments: Any
@@ -320,14 +330,3 @@ _ERRORS = {
 
 def _completion(started: Mailbox | Completion) -> Completion:
     return started if isinstance(started, Completion) else Completion.collect(list(started))
-
-
-def _limits(executor: Executor, config: EngineConfig) -> SchedulerLimits:
-    """The tighter of what the user chose and what the executor can do."""
-    tokens, length = executor.max_batched_tokens, executor.max_model_len
-    return SchedulerLimits(
-        executor.num_blocks, executor.block_size,
-        min(tokens, config.max_batched_tokens or tokens),
-        config.max_num_seqs,
-        min(length, config.max_model_len or length),
-    )  # fmt: skip

@@ -1,10 +1,10 @@
 """One thread that owns an engine: steps it while there is work, sleeps while there is none.
 
-``submit`` and ``cancel`` may be called from any thread. Outputs leave through one callback a step, in
-the engine's thread; whoever listens hands them on (the server: to its event loop). When the engine
-itself fails, the thread ends, says so once, and never pretends to be well.
+``submit`` and ``cancel`` may be called from any thread. Each output is shown to whoever listens as soon as it is made,
+in the engine's thread; what is not taken there leaves through one callback a step (the server hands it to its event
+loop). When the engine itself fails, the thread ends, says so once, and never pretends to be well.
 
-    thread = EngineThread(engine, deliver=inbox.extend, failed=on_failure)
+    thread = EngineThread(engine, takes=send_at_once, deliver=inbox.extend, failed=on_failure)
     thread.start()
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from rusteeze.runtime.interface import Asked, RequestOutput
+from rusteeze.runtime.interface import Asked, RequestOutput, Takes
 from rusteeze.runtime.params import Grammar
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class SteppedEngine(Protocol):
 
     def cancel(self, request_id: str) -> None: ...
 
-    def step(self) -> list[RequestOutput]: ...
+    def step(self, takes: Takes) -> list[RequestOutput]: ...
 
     def compile_grammar(self, grammar: Grammar) -> None: ...
 
@@ -48,14 +48,15 @@ class EngineStopped(RuntimeError):
 
 
 class EngineThread:
-    """Runs ``engine``. ``deliver`` gets the outputs of each step that has any, in order; ``failed`` is
-    called once when the engine raises. Both run in the engine's thread and must not block."""
+    """Runs ``engine``. ``takes`` is shown each output, ``deliver`` gets those of a step that it has not taken, in
+    order; ``failed`` is called once when the engine raises. All run in the engine's thread and must not block."""
 
     def __init__(
-        self, engine: SteppedEngine, deliver: Callable[[list[RequestOutput]], None],
-        failed: Callable[[], None],
+        self, engine: SteppedEngine, takes: Takes,
+        deliver: Callable[[list[RequestOutput]], None], failed: Callable[[], None],
     ) -> None:  # fmt: skip
         self._engine = engine
+        self._takes = takes
         self._deliver = deliver
         self._failed = failed
         self._wake = threading.Event()
@@ -111,9 +112,9 @@ class EngineThread:
         """One step, or one nap."""
         self._beat = time.monotonic()
         if self._engine.has_work:
-            outputs = self._engine.step()
-            if outputs:
-                self._deliver(outputs)
+            left = self._engine.step(self._takes)
+            if left:
+                self._deliver(left)
             return
         self._wake.wait(IDLE_TICK_SECONDS)
         self._wake.clear()

@@ -6,7 +6,7 @@ are written against, so that a scripted model can stand in for a real one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
@@ -21,7 +21,7 @@ from rusteeze.runtime.sequence import FinishReason
 
 __all__ = [
     "Asked", "Completion", "Engine", "Executor", "Fault", "FinishReason", "Logprobs", "OutputStream", "Prompt",
-    "QueueFull", "RequestError", "RequestOutput", "SamplingParams", "Timing", "Usage",
+    "QueueFull", "RequestError", "RequestOutput", "SamplingParams", "Takes", "Timing", "Usage",
 ]  # fmt: skip
 
 Prompt = str | Sequence[int]
@@ -134,6 +134,10 @@ class RequestOutput(msgspec.Struct, frozen=True):
     usage: Usage | None = None
     timing: Timing | None = None
     fault: Fault | None = None
+
+
+Takes = Callable[[RequestOutput], bool]
+"""Is shown an output, and says whether it has dealt with it."""
 
 
 @dataclass(frozen=True)

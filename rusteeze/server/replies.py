@@ -52,7 +52,6 @@ class Reply:
             if output.finish_reason is None and not self._num_on_the_way and self._takes(index, output):
                 return True
             self._num_on_the_way += 1
-            self._waited_for = False  # the reader will be woken, and come back for more
             return False
 
     def _takes(self, index: int, output: RequestOutput) -> bool:
@@ -66,6 +65,7 @@ class Reply:
         with self._lock:
             self._num_on_the_way -= 1
             self._outputs.append((index, output))
+            self._waited_for = False  # the reader is woken, and comes back for more
         self.num_open -= output.finish_reason is not None
         if self._each or not self.num_open:
             self._ready.set()
@@ -93,7 +93,7 @@ class AsyncEngine:
         self._max_live = engine.max_live
         self._observer = observer
         self._compile_grammar = engine.compile_grammar
-        self._thread = EngineThread(engine, self._deliver, self._failed)
+        self._thread = EngineThread(engine, self._takes, self._deliver, self._failed)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: dict[str, tuple[Reply, int]] = {}
 
@@ -155,14 +155,8 @@ class AsyncEngine:
     def cancel_all(self) -> None:
         self.cancel(list(self._open))
 
-    def _deliver(self, outputs: list[RequestOutput]) -> None:
-        """The outputs of a step, in the engine's thread."""
-        assert self._loop is not None
-        left = [output for output in outputs if not self._passed_on(output)]
-        if left and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._dispatch, left)
-
-    def _passed_on(self, output: RequestOutput) -> bool:
+    def _takes(self, output: RequestOutput) -> bool:
+        """Whether an output is dealt with in the engine's thread, where this is called as soon as it is made."""
         entry = self._open.get(output.request_id)
         if entry is None:
             return True
@@ -172,8 +166,14 @@ class AsyncEngine:
         self._observer.output(output)
         return True
 
+    def _deliver(self, left: list[RequestOutput]) -> None:
+        """What is left of a step's outputs, in the engine's thread."""
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._dispatch, left)
+
     def _dispatch(self, outputs: list[RequestOutput]) -> None:
-        """What is left of them, in the event loop."""
+        """The same, in the event loop."""
         for output in outputs:
             entry = self._open.get(output.request_id)
             if entry is None:
@@ -191,7 +191,8 @@ class AsyncEngine:
 
     def _end_all(self) -> None:
         """The engine is gone, and its thread: nobody waits for ever."""
-        self._deliver([
+        ends = [
             RequestOutput(id, finish_reason=FinishReason.ERROR, error="the engine has failed")
             for id in self._open
-        ])  # fmt: skip
+        ]  # fmt: skip
+        self._dispatch([end for end in ends if not self._takes(end)])

@@ -53,6 +53,22 @@ def test_an_output_goes_past_the_queue_only_while_it_is_empty_and_waited_for() -
     assert passed == ["b"]
 
 
+def test_what_was_on_its_way_before_the_reader_came_is_not_overtaken() -> None:
+    async def run() -> list[str]:
+        reply, found = Reply(1, each=True), []
+        reply.direct = lambda index, output: not found.append(output.text)
+        first, second = output("first"), output("second")
+        assert not reply.offer(0, first)  # nobody waits yet
+        waiting = asyncio.create_task(reply.take())
+        await asyncio.sleep(0)
+        reply.put(0, first)
+        assert not reply.offer(0, second)  # the reader has been woken and has had no turn
+        reply.put(0, second)
+        return found + [output.text for _, output in await waiting]
+
+    assert asyncio.run(run()) == ["first", "second"]
+
+
 def test_a_reader_that_was_cancelled_is_passed_by_no_more() -> None:
     async def run() -> list[str]:
         reply, passed = Reply(1, each=True), []

@@ -40,7 +40,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def started(engine: SyncEngine) -> tuple[EngineThread, Inbox]:
     inbox = Inbox()
-    thread = EngineThread(engine, inbox.outputs.extend, inbox.failed)
+    thread = EngineThread(engine, lambda output: False, inbox.outputs.extend, inbox.failed)
     thread.start()
     return thread, inbox
 
@@ -109,8 +109,27 @@ def test_nothing_is_taken_once_the_failure_is_told() -> None:
         refused.append(True)
 
     engine = SyncEngine(MockExecutor())
-    thread = EngineThread(engine, lambda outputs: None, failed)
+    thread = EngineThread(engine, lambda output: False, lambda outputs: None, failed)
     engine.scheduler.schedule = None  # type: ignore[method-assign, assignment]
     thread.start()
     thread.submit([([1], GREEDY)], ["a"])
     until(lambda: bool(refused))
+
+
+def test_outputs_are_shown_as_they_are_made_and_only_what_is_left_is_delivered() -> None:
+    engine, taken, inbox = SyncEngine(MockExecutor()), Inbox(), Inbox()
+
+    def takes(output: RequestOutput) -> bool:
+        if output.finish_reason is not None:
+            return False
+        taken.outputs.append(output)
+        return True
+
+    thread = EngineThread(engine, takes, inbox.outputs.extend, inbox.failed)
+    thread.start()
+    thread.submit([([5, 6], GREEDY), ([7], GREEDY)], ["a", "b"])
+    until(lambda: inbox.ended() == {"a", "b"})
+    thread.stop()
+    for name, prompt in (("a", [5, 6]), ("b", [7])):
+        assert taken.tokens(name) + inbox.tokens(name) == greedy_tokens(prompt, 6)
+        assert len(inbox.tokens(name)) == 1
