@@ -48,6 +48,8 @@ NF4, FP4 = bitsandbytes_packer("nf4", nested=True), bitsandbytes_packer("fp4")
 FP8 = {"quant_method": "fp8", "weight_block_size": [48, 40]}
 FLOAT = compressed_table("float-quantized", num_bits=8, type="float", strategy="channel")
 INT4 = compressed_table("pack-quantized", num_bits=4, type="int", group_size=32, strategy="group")
+INT8 = compressed_table("int-quantized", num_bits=8, type="int", strategy="channel")
+FBGEMM = {"quant_method": "fbgemm_fp8"}
 MXFP4 = {"quant_method": "mxfp4"}
 
 
@@ -118,15 +120,24 @@ CASES: dict[str, tuple[str, Mapping[str, Any], Packer, str]] = {
     "nf4-llama": ("llama3.1", BNB, NF4, "codebook4g64-f32"),
     "fp4-qwen2": ("qwen1.5", BNB, FP4, "codebook4g64-f32"),
     "nf4-mixtral": ("mixtral", BNB, NF4, "codebook4g64-f32"),
+    "nf4-mistral": ("mistral", BNB, NF4, "codebook4g64-f32"),
+    "fp4-llama": ("llama3.1", BNB, FP4, "codebook4g64-f32"),
+    "fp4-mistral": ("mistral", BNB, FP4, "codebook4g64-f32"),
     "int8-llama": ("llama3.1", BNB, bitsandbytes_packer("int8"), "affine8g64s-f32"),
     "int8-mistral": ("mistral", BNB, bitsandbytes_packer("int8"), "affine8g64s-f32"),
     "int8-mixtral": ("mixtral", BNB, bitsandbytes_packer("int8"), "affine8g64s-f32"),
     "fp8-llama": ("llama3.1", FP8, float8_packer(".weight_scale_inv", 48, 40), "float8g8-f32"),
     "fp8-powers-mixtral": ("mixtral", FP8, float8_packer(".weight_scale_inv", 48, 40, powers=True), "float8g8-f32"),
-    "fbgemm-mistral": (
-        "mistral", {"quant_method": "fbgemm_fp8"}, float8_packer(".weight_scale", 1, None), "float8g64-f32",
-    ),
+    "fp8-qwen2": ("qwen1.5", FP8, float8_packer(".weight_scale_inv", 48, 40), "float8g8-f32"),
+    "fbgemm-llama": ("llama3.1", FBGEMM, float8_packer(".weight_scale", 1, None), "float8g64-f32"),
+    "fbgemm-mistral": ("mistral", FBGEMM, float8_packer(".weight_scale", 1, None), "float8g64-f32"),
+    "fbgemm-qwen2": ("qwen1.5", FBGEMM, float8_packer(".weight_scale", 1, None), "float8g64-f32"),
+    "float8-llama": ("llama3.1", FLOAT, float8_packer(".weight_scale", 1, None), "float8g64-f32"),
     "float8-qwen2": ("qwen1.5", FLOAT, float8_packer(".weight_scale", 1, None), "float8g64-f32"),
+    "float8-mixtral": ("mixtral", FLOAT, float8_packer(".weight_scale", 1, None), "float8g64-f32"),
+    "open-llama": ("llama3.1", INT8, compressed_packer(8, None, symmetric=True, packed=False), "affine8g64s-f32"),
+    "open-qwen2": ("qwen1.5", INT8, compressed_packer(8, None, symmetric=False, packed=False), "affine8g64m-f32"),
+    "open-mixtral": ("mixtral", INT8, compressed_packer(8, None, symmetric=True, packed=False), "affine8g64s-f32"),
     "packed-llama": ("llama3.1", INT4, compressed_packer(4, 32, symmetric=True), "affine4g32s-f32"),
     "packed-qwen2": ("qwen1.5", INT4, compressed_packer(4, 32, symmetric=False), "affine4g32m-f32"),
     "packed-mixtral": ("mixtral", INT4, compressed_packer(4, 32, symmetric=False), "affine4g32m-f32"),
@@ -141,7 +152,7 @@ def test_compiled_folder_matches_the_dequantised_model(case: str, tmp_path: Path
     name, table, pack, format = CASES[case]
     if table is BNB:
         pytest.importorskip("bitsandbytes")
-    if table is INT4:
+    if table is INT4 or table is INT8:
         pytest.importorskip("compressed_tensors")
     error, formats = error_and_formats(name, table, pack, tmp_path, rank=3 if table is MXFP4 else 2)
     assert error <= TOLERANCE
