@@ -133,7 +133,7 @@ class Lowering:
         storage = self.weight(value).target
         assert isinstance(storage, Storage)
         shape = inner_shape(value.type)
-        return View(storage, Access(_memory_type(value), 0, shape, row_major(shape)))
+        return View(storage, Access(memory_type(value), 0, shape, row_major(shape)))
 
     def operand(self, value: Value, result: Value) -> View:
         """The same, as seen from a result: a static [1, ...] beside token values has no row axis."""
@@ -147,7 +147,7 @@ class Lowering:
 
     def new(self, value: Value) -> View:
         """Fresh scratch for a result, row-major; bf16 for what is rounded to that."""
-        view = self.scratch(self.space(value), _memory_type(value), inner_shape(value.type))
+        view = self.scratch(self.space(value), memory_type(value), inner_shape(value.type))
         self.env[value] = view
         return view
 
@@ -189,7 +189,8 @@ class Lowering:
         self.call(node, [PendingChoice((self.launch(k, grid),))], by)
 
 
-def _memory_type(value: Value) -> str:
+def memory_type(value: Value) -> str:
+    """As what elements of a result lie in scratch: bf16 where they are rounded to that."""
     if value.op == "quantize" or (value.node and value.node.body and _rounded_output(value)):
         return "bf16"
     return "f32" if value.type.dtype.is_float else value.type.dtype.value

@@ -8,7 +8,7 @@ of a program per row when there are many. All sums are pairwise, so every choice
 from __future__ import annotations
 
 from rusteeze.codegen.bodies import as_body, outer_operands
-from rusteeze.codegen.gpu.lowering import Lowering, NormedRows, PendingLaunch, rows_of
+from rusteeze.codegen.gpu.lowering import Lowering, NormedRows, PendingLaunch, memory_type, rows_of
 from rusteeze.codegen.gpu.pairwise import pairwise
 from rusteeze.codegen.gpu.source import (
     Options,
@@ -27,14 +27,9 @@ FUSED_ROWS = 32
 """Up to how many rows the product applies the norm itself; beyond, its programs would repeat too much of it."""
 
 
-def norm_behind(ctx: Lowering, value: Value) -> Node | None:
-    """The norm that wants sums of squares of a product's result, if there is one."""
-    return next((n for n in ctx.uses.get(value, ()) if _applied_by_reader(ctx, n)), None)
-
-
 def leave_sums(ctx: Lowering, value: Value) -> View | None:
     """Room for the sums of squares of a product's result, which its epilogue fills; None when nobody wants them."""
-    if norm_behind(ctx, value) is None:
+    if not any(_applied_by_reader(ctx, user) for user in ctx.uses.get(value, ())):
         return None
     width = int(value.type.shape[-1])
     sums = ctx.sums[value] = ctx.scratch(ctx.space(value), "f32", (-(-width // GROUP),))
@@ -70,9 +65,11 @@ def _applied_by_reader(ctx: Lowering, node: Node) -> bool:
     if names not in (["rms_norm"], ["rms_norm", "quantize"]) or node.results[0] in ctx.graph.outputs:
         return False
     norm, source, weight = _operands(node)
-    if source is None or source.type.rank != 2 or not _is_product(source.node):
+    if source is None or source.type.rank != 2 or not _is_product(source.node) or memory_type(source) != "f32":
         return False
-    if norm.operands[1] is not None and weight not in ctx.static:
+    if norm.operands[1] is not None and (
+        weight is None or weight not in ctx.static or weight.type.shape != source.type.shape[1:]
+    ):
         return False
     users = ctx.uses.get(node.results[0], ())
     return bool(users) and all(_reads_as_rows(u, node.results[0]) for u in users)
