@@ -72,9 +72,14 @@ def answer(path: str, ids: str, logits: str) -> None:
 
 def folder_logits(path: str, tokens: list[int]) -> np.ndarray:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AwqConfig, GPTQConfig
 
-    model = AutoModelForCausalLM.from_pretrained(path, device_map="cpu").eval()
+    table = AutoConfig.from_pretrained(path).quantization_config
+    plain = {  # kernels in torch: others are compiled at the first use, for minutes
+        "gptq": lambda: GPTQConfig(bits=table["bits"], backend="torch"), "awq": lambda: AwqConfig(backend="torch"),
+    }  # fmt: skip
+    chosen = {"quantization_config": plain[m]()} if (m := table["quant_method"]) in plain else {}
+    model = AutoModelForCausalLM.from_pretrained(path, device_map="cpu", **chosen).eval()
     with torch.inference_mode():
         return model(torch.tensor([tokens])).logits[0].float().numpy()
 
