@@ -146,9 +146,9 @@ class Answer:
         assert self._pieces is not None
         try:
             text = self._renderer.text_event(index, output)
+            return text is not None and (not text or self._pieces.write(text))
         except Exception:
             return False  # the task fails over it too, and its fault ends this request alone
-        return text is not None and (not text or self._pieces.write(text))
 
     def _check(self, output: RequestOutput) -> None:
         """ApiError or ClientDisconnect when the sequence did not end by itself."""

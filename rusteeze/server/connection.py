@@ -43,6 +43,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._pieces: Pieces | None = None  # of the answer that is being given
+        self._is_deaf = False  # what comes is not read any more; the connection closes behind the answer
 
     # The connection
 
@@ -57,6 +58,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
         self._unread_bytes += len(data)
         super().data_received(data)
         if self._unread_bytes > self._limits.max_header_bytes and not self.transport.is_closing():
@@ -117,6 +120,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         if self._is_answering and not self.cycle.more_body:
             self.cycle.keep_alive = False  # the answer is given; what follows the request is not read
+            self._is_deaf, self._unread_bytes = True, 0
         elif self._head_bytes > self._limits.max_header_bytes:
             self._refuse_head()
         else:
@@ -128,7 +132,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def on_response_complete(self) -> None:
-        unread = not self.pipeline and self.cycle.more_body
+        unread = self.cycle.more_body
         super().on_response_complete()
         if unread and not self.transport.is_closing():
             self._linger()

@@ -58,7 +58,8 @@ class Pieces:
 
     def _write_rest(self) -> None:
         """In the loop, before anything else that it writes."""
-        rest, self._rest = self._rest, b""
+        with self._lock:
+            rest, self._rest = self._rest, b""
         if rest and not self._cycle.transport.is_closing():
             self._cycle.transport.write(rest)
 

@@ -114,11 +114,14 @@ def test_leaving_after_a_request_that_came_too_early(stream: bool) -> None:
         until(server.is_idle, seconds=1)
 
 
-def test_a_request_that_came_too_early_is_not_answered() -> None:
+@pytest.mark.parametrize("body", [0, 100_000])
+def test_a_request_that_came_too_early_is_not_answered(body: int) -> None:
     with live(PacedExecutor(pause=0.01)) as server:
         connection = server.connect("/v1/completions", {"prompt": "a", "max_tokens": 9, "ignore_eos": True})
         until(lambda: server.service.engine.num_open == 1)
-        connection.sendall(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+        connection.sendall(b"POST /version HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % body)
+        for _ in range(0, body, 10_000):
+            connection.sendall(b"x" * 10_000)
         received = b""
         while part := connection.recv(65536):
             received += part
