@@ -5,10 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TRITON ?= 3.6.0
+OTHER := .venv-triton
 MODEL = $$($(BIN)/python tools/fetch_model.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test triton lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,10 +36,17 @@ test: $(STAMP)  ## Run all tests; pytest's summary comes last
 	@RUSTEEZE_TEST_MODEL="$(MODEL)" && export RUSTEEZE_TEST_MODEL && \
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
+# 3.6 interprets with numpy below 2.4 only.
+triton:  ## Run the tests of GPU kernels with another Triton (TRITON=3.6.0), in a .venv of its own
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet torch==2.13.0
+	$(OTHER)/bin/python -m pip install --quiet --editable '.[compile,cuda,dev]' triton==$(TRITON) 'numpy<2.4'
+	$(OTHER)/bin/python -m pytest -n 2 --dist loadfile tests/gpu $(TESTS)
+
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:  ## Remove .venv and what tools left in the checkout; caches stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
+	rm -rf $(VENV) $(OTHER) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -62,6 +62,12 @@ class Prediction:
     choice: Tensor
 
 
+def prediction_of(logits: Tensor) -> Prediction:
+    probabilities = logits.softmax(-1)
+    negentropy = _dot(probabilities, logits) - logits.logsumexp(-1)
+    return Prediction(probabilities, negentropy, logits.argmax(-1))
+
+
 class Truth:
     """What the original predicts of each window. ``folder`` keeps its hidden states from run to run."""
 
@@ -78,11 +84,7 @@ class Truth:
             save_file({"hidden": hidden.contiguous(), "ids": ids}, file)
         kept = load_file(file)
         assert torch.equal(kept["ids"], self.windows[number]), f"{self.folder} belongs to another text"
-        logits = self.model.get_output_embeddings()(kept["hidden"])
-        probabilities = logits.softmax(-1)
-        return Prediction(
-            probabilities, _dot(probabilities, logits) - logits.logsumexp(-1), logits.argmax(-1)
-        )  # fmt: skip
+        return prediction_of(self.model.get_output_embeddings()(kept["hidden"]))
 
 
 def evaluate(

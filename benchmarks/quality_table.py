@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/quality_table.py MODEL --work DIR [--minutes 4] [--parts make evaluate speed append]
 
 ``make`` quantises (and writes what it calibrates on, for quality_reference.py), ``evaluate`` compares what is there with the original (quality_eval.py), ``speed`` measures the compiled
-artifacts in turns (one sequence, as run.py does; with nothing else running), ``append`` adds the rows of all
-cases that are finished. Each part goes on where an earlier run stopped; none begins anything new after so
+artifacts in turns (one sequence, as run.py does; with nothing else running; what has the same widths has the same
+kernels, and need not be asked twice), ``append`` adds the rows of all cases that are evaluated. Each part goes on where an earlier run stopped; none begins anything new after so
 many minutes. ``--cases`` names some of them.
 """
 
@@ -122,28 +122,34 @@ def speed(job: Job, wanted: list[Case]) -> None:
 
 
 def append(job: Job, wanted: list[Case]) -> None:
-    """Rows for what is complete."""
-    facts = {"date": time.strftime("%Y-%m-%d"), "cpu": machine.cpu_model(), "threads": machine.cores(), "model": job.model.name}
-    rows = [facts | row(case, kept(job, case)) for case in wanted if {"perplexity", "decode"} <= kept(job, case).keys()]
-    fresh = not ROWS.exists()
-    with ROWS.open("a", newline="") as file:
-        for found in rows:
+    """A row for each case that is evaluated, once."""
+    machine_facts = {"date": time.strftime("%Y-%m-%d"), "cpu": machine.cpu_model(), "threads": machine.cores()}
+    for case in wanted:
+        known = kept(job, case)
+        if "perplexity" not in known or "appended" in known:
+            continue
+        found = {**machine_facts, "model": job.model.name, **row(case, known)}
+        is_new = not ROWS.exists()
+        with ROWS.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(found), lineterminator="\n")
-            if fresh:
+            if is_new:
                 writer.writeheader()
-            fresh = False
             writer.writerow(found)
-            print(found)
+        keep(job, case, {"appended": 1})
+        print(found)
 
 
-def row(case: Case, facts: Mapping[str, float]) -> dict[str, object]:
-    return {
-        "case": case.name, "commit": facts.get("commit", ""), "group": GROUP if case.options else "", "bytes": int(facts["bytes"]),
-        "bits a weight": facts.get("bits_per_weight", ""), "tokens": facts["evaluated"],
-        "perplexity": f"{facts['perplexity']:.4f}", "kl": f"{facts['kl']:.5f}", "top1": f"{facts['top1']:.4f}",
-        "decode tok/s": f"{facts['decode']:.1f}", "prefill 512 tok/s": f"{facts['prefill']:.0f}",
-        "foreign": f"{max(facts['decode foreign'], facts['prefill foreign']):.3f}",
+def row(case: Case, known: Mapping[str, float]) -> dict[str, object]:
+    found: dict[str, object] = {
+        "case": case.name, "commit": known.get("commit", ""), "group": GROUP if case.options else "", "bytes": int(known["bytes"]),
+        "bits a weight": known.get("bits_per_weight", ""), "tokens": known["evaluated"],
+        "perplexity": f"{known['perplexity']:.4f}", "kl": f"{known['kl']:.5f}", "top1": f"{known['top1']:.4f}",
+        "decode tok/s": "", "prefill 512 tok/s": "", "foreign": "",
     }  # fmt: skip
+    if "prefill" in known:
+        found["decode tok/s"], found["prefill 512 tok/s"] = f"{known['decode']:.1f}", f"{known['prefill']:.0f}"
+        found["foreign"] = f"{max(known['decode foreign'], known['prefill foreign']):.3f}"
+    return found
 
 
 def kept(job: Job, case: Case) -> dict[str, float]:

@@ -136,7 +136,7 @@ def optimize_for_cuda(
     observer: Observer | None = None,
 ) -> None:
     """The same for GPUs, where codes are multiplied by bf16 activations. ``activations``: f32 or bf16."""
-    passes = [*raising(constants), *lowering(latents=False), *rounding(activations, "f32", codes="bf16"), *fusing()]
+    passes = [*raising(constants), *lowering(), *rounding(activations, "f32", codes="bf16"), *fusing()]
     run_passes(graph, passes, observer)
 
 

@@ -50,16 +50,21 @@ def _installed(name: str) -> str | None:
 def compiler_version() -> str:
     """The version with a hash of the compiler's source, so that an edited compiler never meets a
     cached artifact of its former self. The same wheel gives the same text on every machine."""
+    return f"{__version__}+{source_hash(_COMPILER_SOURCES)}"
+
+
+def source_hash(names: tuple[str, ...]) -> str:
+    """A short hash of the source of these rooms and files of the package."""
     digest = hashlib.sha256()
     root = Path(__file__).parent
-    for path in _compiler_files(root):
+    for path in _source_files(root, names):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return f"{__version__}+{digest.hexdigest()[:12]}"
+    return digest.hexdigest()[:12]
 
 
-def _compiler_files(root: Path) -> Iterator[Path]:
-    for name in _COMPILER_SOURCES:
+def _source_files(root: Path, names: tuple[str, ...]) -> Iterator[Path]:
+    for name in names:
         entry = root / name
         if entry.is_dir():
             yield from sorted([*entry.rglob("*.py"), *entry.rglob("*.json")])

@@ -44,6 +44,11 @@ def cached(source: Source, options: CompileOptions) -> Path | None:
     return cache.lookup(_key(source, options))
 
 
+def why_not_cached(source: Source, options: CompileOptions) -> str:
+    """Of what ``cached`` has not found: quarantined, when compiling replaces an entry that is broken, or miss."""
+    return "quarantined" if cache.entry_path(_key(source, options)).exists() else "miss"
+
+
 def _key(source: Source, options: CompileOptions) -> str:
     return rusteeze.source.key(source, options, compiler_version(), fingerprint())
 

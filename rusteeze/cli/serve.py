@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import rusteeze.source
-from rusteeze.cli.artifacts import artifact_for, cached
+from rusteeze.cli.artifacts import artifact_for, cached, why_not_cached
 from rusteeze.cli.command import Command, wants_json
 from rusteeze.cli.devices import options_for
 from rusteeze.cli.output import bytes_text, print_json
@@ -44,6 +44,9 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "memory": ("engine.memory", {"metavar": "SIZE", "help": "Use this much memory in all, such as 6GiB."}),
     "block_size": ("engine.block_size", {"type": int, "help": "Tokens in a cache block; 16 is the only value."}),
+    "prefix_caching": (
+        "engine.prefix_caching", {"default": None, "help": "Compute equal beginnings of prompts once.  [default: on]"}
+    ),
     "threads": ("engine.threads", {"type": int, "help": "CPU threads.  [default: one per core]"}),
     "max_queue": ("server.max_queue", {"type": int, "help": "Sequences that may wait.  [default: 1024]"}),
     "max_request_tokens": (
@@ -58,9 +61,14 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+_SWITCHES = {"prefix_caching"}  # what is on unless it is switched off
+
+
 def _serve_options(function: Any) -> Any:
     for name, (_, attributes) in reversed(_OPTIONS.items()):
-        click.option(f"--{name.replace('_', '-')}", **attributes)(function)
+        option = name.replace("_", "-")
+        switch = f"--{option}/--no-{option}" if name in _SWITCHES else f"--{option}"
+        click.option(switch, **attributes)(function)
     return function
 
 
@@ -106,7 +114,8 @@ def _serve(config: ServeConfig, path: str, start: float) -> None:
     else:
         options = options_for(config.model.device, config.model.dtype, config.model.kv_dtype)
         hit = cached(source, options)
-        artifact, found = hit or artifact_for(path, options), "hit" if hit else "miss"
+        found = "hit" if hit else why_not_cached(source, options)
+        artifact = hit or artifact_for(path, options)
     finished("artifact")
     model, memory = load_model(artifact, config)
     finished("load")

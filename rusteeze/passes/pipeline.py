@@ -47,13 +47,10 @@ def raising(tables: Mapping[str, np.ndarray] | None = None) -> list[Pass]:
     ]
 
 
-def lowering(
-    latents: bool = True, columns: Mapping[str, SortedWeight] | None = None
-) -> list[Pass]:
-    """From the raised graph towards kernels: the same meaning in fewer and larger products, with
-    ``latents`` in smaller caches, and on weights whose ``columns`` are sorted (CPU)."""
-    smaller = [CacheLatents()] if latents else []
-    return [*smaller, SortColumns(columns or {}), SinkGatherRows(), FuseLinears(), Canonicalize()]
+def lowering(columns: Mapping[str, SortedWeight] | None = None) -> list[Pass]:
+    """From the raised graph towards kernels: the same meaning in fewer and larger products, in smaller
+    caches, and on weights whose ``columns`` are sorted (CPU)."""
+    return [CacheLatents(), SortColumns(columns or {}), SinkGatherRows(), FuseLinears(), Canonicalize()]
 
 
 def rounding(activations: str, cache: str, codes: str = "int8") -> list[Pass]:

@@ -12,6 +12,7 @@ import torch
 
 from rusteeze.quantize.grid import GridSpec, group_moments, search_ranges
 from rusteeze.quantize.method import Fold, Matrix, Site, SiteResult
+from rusteeze.quantize.products import linear
 from rusteeze.quantize.results import Quantised, Uniform
 from rusteeze.quantize.rtn import round_to_nearest
 
@@ -72,7 +73,7 @@ def _error(m: Matrix, factors: Tensor | None, spec: GridSpec) -> float:
     change = (spec.round(groups, *spec.fit(groups)) - groups).reshape(scaled.shape)
     if factors is not None:
         change = change / factors
-    return float(((change @ m.inputs.hessian) * change).sum())
+    return float((linear(change, m.inputs.hessian) * change).sum())
 
 
 def _tied(factors: Tensor, tie: Tensor) -> Tensor:

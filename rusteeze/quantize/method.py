@@ -20,6 +20,7 @@ import torch
 
 from rusteeze.errors import UserError
 from rusteeze.quantize.grid import GridSpec
+from rusteeze.quantize.products import gram
 from rusteeze.quantize.results import Quantised
 
 Tensor = torch.Tensor
@@ -59,7 +60,7 @@ class Inputs:
     def second_moments(self) -> Tensor:
         total: Tensor | None = None
         for x in self.read():
-            total = x.T @ x if total is None else total.addmm_(x.T, x)
+            total = gram(x) if total is None else total.add_(gram(x))
         if total is None:
             return torch.zeros(0, 0)
         if not torch.isfinite(total).all():

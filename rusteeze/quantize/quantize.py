@@ -35,7 +35,7 @@ from rusteeze.quantize.write_folder import write_folder
 from rusteeze.quantize.write_gguf import gguf_source, write_gguf
 from rusteeze.quantize.write_gptq import GptqWriter
 from rusteeze.quantize.writer import Writer
-from rusteeze.version import compiler_version
+from rusteeze.version import compiler_version, source_hash
 
 Tensor = torch.Tensor
 Report = Callable[[str, float], None]
@@ -93,9 +93,9 @@ def _require_new(out: Path) -> None:
 
 
 def _key(source: rusteeze.source.Source, options: QuantizeOptions, text: str) -> str:
-    """What decides the result: model, options, text and the version of the compiler."""
+    """What decides the result: model, options, text, and the source of compiler and quantiser."""
     model = rusteeze.source.key(source, CompileOptions(), compiler_version())
-    facts = [model, options.facts, hashlib.sha256(text.encode()).hexdigest()]
+    facts = [model, options.facts, hashlib.sha256(text.encode()).hexdigest(), source_hash(("quantize",))]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from rusteeze.ir import Node
+from rusteeze.quantize.products import linear
 
 Tensor = torch.Tensor
 Compute = Callable[..., Any]
@@ -69,7 +70,7 @@ def _expert_linear(x: Tensor, idx: Tensor, w: Tensor, b: Tensor | None, transpos
     for expert in idx.unique().tolist():
         token, slot = (idx == expert).nonzero(as_tuple=True)
         rows = x[token] if x.dim() == 2 else x[token, slot]
-        y = rows @ (w[expert] if transposed else w[expert].T)
+        y = rows @ w[expert] if transposed else linear(rows, w[expert])
         out[token, slot] = y if b is None else y + b[expert]
     return out
 
@@ -126,7 +127,7 @@ OPS: dict[str, Compute] = UNARY | BINARY | {
     "full_like": lambda x, value, dtype: torch.full_like(x, value, dtype=_DTYPES[dtype]),
     "glu": lambda g, u, act: UNARY[act](g) * u,
     "softcap": lambda x, cap: torch.tanh(x / cap) * cap,
-    "linear": F.linear, "expert_linear": _expert_linear,
+    "linear": linear, "expert_linear": _expert_linear,
     "rms_norm": _rms_norm, "layer_norm": _layer_norm, "rope": _rope, "attention": _softmax_attention,
     "sum": lambda x, axis, keepdim: x.sum(axis, keepdim),
     "mean": lambda x, axis, keepdim: x.mean(axis, keepdim),

@@ -31,7 +31,7 @@ class TemplateError(ValueError):
 
 
 class ChatTemplate:
-    """One compiled chat template.
+    """One compiled chat template; ``source`` is its text.
 
     ``special_tokens`` are its ``bos_token``, ``eos_token`` and so on. TemplateError on a syntax
     error. ``now`` gives the time of ``strftime_now``.
@@ -41,6 +41,7 @@ class ChatTemplate:
         self, source: str, special_tokens: Mapping[str, str] | None = None, fuel: int = FUEL,
         max_characters: int = MAX_CHARACTERS, now: Callable[[], datetime] = datetime.now,
     ) -> None:  # fmt: skip
+        self.source = source
         self._max_characters = max_characters
         self._special_tokens = dict(special_tokens or {})
         self._environment = _environment(fuel, now)

@@ -93,6 +93,8 @@ class Answer:
             pass  # there is nobody left to tell
         finally:
             watcher.cancel()
+            if self._pieces is not None:
+                self._pieces.close()
             self._service.engine.cancel(self._ids)
 
     async def _cancel_on_disconnect(self, receive: Receive) -> None:

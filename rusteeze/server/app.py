@@ -23,7 +23,7 @@ from rusteeze.server.last_resort import LastResort
 from rusteeze.server.openapi import openapi
 from rusteeze.server.responses import responses
 from rusteeze.server.service import Service
-from rusteeze.server.tokenizing import detokenize, tokenize
+from rusteeze.server.tokenizing import detokenize, tokenize, tokenizer_info
 
 ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
@@ -31,6 +31,7 @@ ROUTES = [
     Route("/v1/responses", responses, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/tokenizer_info", tokenizer_info, methods=["GET"]),
     Route("/v1/models", status.models, methods=["GET"]),
     Route("/v1/models/{model:path}", status.model, methods=["GET"]),
     Route("/health", status.ready, methods=["GET"]),
@@ -41,7 +42,7 @@ ROUTES = [
     Route("/openapi.json", openapi, methods=["GET"]),
 ]
 
-_HTTP_MESSAGES = {404: "there is no such path", 405: "this path does not take this method"}
+_HTTP_MESSAGES = {404: "there is no such path; /openapi.json lists those that there are", 405: "this path does not take this method"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def _layers(options: AppOptions) -> list[Middleware]:
         layers.append(
             Middleware(
                 CORSMiddleware, allow_origins=list(options.cors_origins), allow_methods=["GET", "POST"],
-                allow_headers=["authorization", "content-type"], expose_headers=["x-request-id"],
+                allow_headers=["*"],  # clients in browsers bring many of their own, such as x-stainless-lang
+                expose_headers=["x-request-id", "warning", "retry-after"],
             )
         )  # fmt: skip
     if options.api_key is not None:

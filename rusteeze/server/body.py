@@ -19,6 +19,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 _JSON = "application/json"
 _CLOSE = {"connection": "close"}
 _WHERE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
+_MISSING = re.compile(r"missing required field `([^`]*)`")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MOST_NAMES = 16
 
@@ -42,7 +43,7 @@ async def read_data(request: Request, limits: Limits) -> bytes:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != _JSON:
         # Also what keeps web pages out: a browser asks before it sends this type across origins.
-        raise ApiError(415, f"the content type must be {_JSON}", "unsupported_media_type")
+        raise ApiError(415, f"send the body as JSON, with the header content-type: {_JSON}", "unsupported_media_type")
     try:
         async with asyncio.timeout(limits.body_seconds):
             return await _read(request, limits.max_body_bytes)
@@ -75,9 +76,7 @@ def decode_body(data: bytes, schema: type[T], strict: bool) -> Body[T]:
         value = _decode(data, schema)
         names = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError as error:
-        text = str(error)
-        where = _WHERE.search(text)
-        raise bad_request(text, where[1] if where else None, "invalid_value") from None
+        raise bad_request(str(error), _place(str(error)), "invalid_value") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise bad_request("the body is not valid JSON", code="invalid_json") from None
     except RecursionError:
@@ -87,6 +86,12 @@ def decode_body(data: bytes, schema: type[T], strict: bool) -> Body[T]:
     if strict:
         _refuse_unknown(msgspec.json.decode(data), msgspec.to_builtins(value), "")
     return Body(value, unknown)
+
+
+def _place(message: str) -> str | None:
+    """The field that msgspec complains about, also when it is not there."""
+    found = [match[1] for match in (_WHERE.search(message), _MISSING.search(message)) if match and match[1]]
+    return ".".join(found) or None
 
 
 def _refuse_unknown(given: Any, read: Any, where: str) -> None:

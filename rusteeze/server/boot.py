@@ -30,7 +30,8 @@ def load_model(artifact: Path, config: ServeConfig) -> tuple[LLM, MemoryPlan]:
         return made[0].num_blocks
 
     limits = EngineConfig(
-        engine.max_num_seqs, engine.max_num_batched_tokens, max_queue=config.server.max_queue
+        engine.max_num_seqs, engine.max_num_batched_tokens, prefix_caching=engine.prefix_caching,
+        max_queue=config.server.max_queue,
     )
     model = load(artifact, engine.threads, config=limits, num_blocks=num_blocks, device=config.model.device)
     model.engine.generate([[0]], SamplingParams(temperature=0, max_tokens=1))

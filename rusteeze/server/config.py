@@ -72,6 +72,7 @@ class EngineSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
     memory: str | None = None
     block_size: int = 16
+    prefix_caching: bool = True
     threads: Positive | None = None
 
 

@@ -24,7 +24,7 @@ from rusteeze.runtime.interface import FinishReason, RequestOutput
 from rusteeze.runtime.stats import EngineStats
 
 PREFIX = "rusteeze_inference_"
-RATE_SECONDS = 10.0
+RATE_SECONDS, RATE_TICK = 10.0, 0.1
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
@@ -52,7 +52,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._clock = clock
         self._last_token: dict[str, float] = {}
-        self._recent: deque[tuple[float, int]] = deque()
+        self._recent: deque[tuple[float, int]] = deque()  # since when, how many tokens
         self._recent_lock = threading.Lock()  # tokens are counted in one thread and summed in another
         self._define_counters(model)
         self._define_histograms(model)
@@ -93,6 +93,9 @@ class Metrics:
         self._between = histogram(
             "inter_token_latency_seconds", "From one token of a sequence to its next", _TOKEN_SECONDS
         )
+        self._grammars = histogram(
+            "grammar_compile_seconds", "Wait of a request for its grammar", _TOKEN_SECONDS
+        )
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self.registry)
@@ -111,10 +114,15 @@ class Metrics:
             self._end(output, output.finish_reason)
 
     def startup(self, phases: Mapping[str, float], artifact: str) -> None:
-        """Seconds of each phase of the start, and where the artifact came from: hit, miss or given."""
+        """Seconds of each phase of the start, and where the artifact came from: hit, miss, quarantined (a broken
+        one was compiled again) or given."""
         for phase, seconds in phases.items():
             self._phases.labels(phase).set(seconds)
         self._artifacts.labels(artifact).inc()
+
+    def grammar(self, seconds: float) -> None:
+        """How long a request waited for its grammar, which is compiled or found."""
+        self._grammars.observe(seconds)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
@@ -126,7 +134,11 @@ class Metrics:
             self._between.observe(now - before)
         self._last_token[request_id] = now
         with self._recent_lock:
-            self._recent.append((now, count))
+            since, before = self._recent.pop() if self._recent else (now, 0)
+            if now - since >= RATE_TICK:
+                self._recent.append((since, before))
+                since, before = now, 0
+            self._recent.append((since, before + count))
             while self._recent[0][0] < now - RATE_SECONDS:
                 self._recent.popleft()
 

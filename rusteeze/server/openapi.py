@@ -30,6 +30,7 @@ from rusteeze.server.tokenizing import (
     DetokenizeResponse,
     TokenizeChat,
     TokenizeResponse,
+    TokenizerInfo,
     TokenizeText,
 )
 from rusteeze.version import own_version
@@ -83,6 +84,7 @@ OPERATIONS = (
         "/detokenize", "post", "The text of token ids", {JSON: DetokenizeResponse},
         (DetokenizeRequest,), _BODY_ERRORS,
     ),
+    Operation("/tokenizer_info", "get", "Special tokens and chat template", {JSON: TokenizerInfo}),
     Operation("/v1/models", "get", "The models, of which there is one", {JSON: ModelList}),
     Operation("/v1/models/{model}", "get", "One model", {JSON: ModelCard}, (), (401, 404, 500)),
     Operation("/health", "get", "Whether requests may be sent", {JSON: HealthBody}, (), (401, 500)),

@@ -25,10 +25,12 @@ class Pieces:
         self._cycle = cycle
         self._loop = loop
         self._is_open = False
+        self._rest = b""  # what the socket has not taken; while there is any, it is closed
         self._lock = threading.Lock()
 
     def open(self) -> None:
         """Let pieces be written, if the body has begun and nothing waits to be sent before them."""
+        self._write_rest()
         cycle, transport = self._cycle, self._cycle.transport
         has_begun = bool(cycle.chunked_encoding) and not cycle.response_complete
         is_free = not transport.is_closing() and not transport.get_write_buffer_size()
@@ -36,9 +38,11 @@ class Pieces:
             self._is_open = has_begun and is_free and not cycle.disconnected
 
     def close(self) -> None:
-        """Write no more. Once this has returned the socket may be closed, and its number belong to another."""
+        """Write no more. Once this has returned the loop may write, or the socket be closed and its number
+        belong to another."""
         with self._lock:
             self._is_open = False
+        self._write_rest()
 
     def write(self, data: bytes) -> bool:
         """Send data, which is not empty, as a chunk; False, and nothing is sent, when that cannot be done now."""
@@ -48,9 +52,15 @@ class Pieces:
                 return False
             sent = self._send(chunk)
             if sent < len(chunk):
-                self._is_open = False
-                self._loop.call_soon_threadsafe(self._cycle.transport.write, chunk[sent:])
+                self._is_open, self._rest = False, chunk[sent:]
+                self._loop.call_soon_threadsafe(self._write_rest)
             return True
+
+    def _write_rest(self) -> None:
+        """In the loop, before anything else that it writes."""
+        rest, self._rest = self._rest, b""
+        if rest and not self._cycle.transport.is_closing():
+            self._cycle.transport.write(rest)
 
     def _send(self, chunk: bytes) -> int:
         # An error is left to the loop, whose own attempt finds it too.

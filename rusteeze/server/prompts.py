@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -81,9 +82,12 @@ async def prepare_grammar(service: Service, grammar: Grammar | None, param: str)
     others take too long; ``param`` is where it came from."""
     if grammar is None:
         return
+    start = time.perf_counter()
     try:
         await asyncio.to_thread(service.engine.compile_grammar, grammar)
     except QueueFull as error:
         raise unavailable(str(error), service.limits.retry_after_seconds) from None
     except RequestError as error:
         raise bad_request(str(error), param, "invalid_grammar") from None
+    finally:
+        service.metrics.grammar(time.perf_counter() - start)

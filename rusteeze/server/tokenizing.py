@@ -1,4 +1,4 @@
-"""``POST /tokenize`` and ``/detokenize``: what the model makes of a text, and of ids."""
+"""``POST /tokenize`` and ``/detokenize``: what the model makes of a text, and of ids; ``GET /tokenizer_info``."""
 
 from __future__ import annotations
 
@@ -53,6 +53,18 @@ class DetokenizeResponse(msgspec.Struct):
     prompt: str
 
 
+class TokenizerInfo(msgspec.Struct):
+    """What a client needs to build prompts by itself; special tokens as they are written, null where there is none."""
+
+    vocab_size: int
+    max_model_len: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+
+
 async def tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     data = await read_data(request, service.limits)
@@ -92,3 +104,15 @@ async def detokenize(request: Request) -> Response:
     decode = service.model.tokenizer.decode
     text = await off_loop(len(asked.tokens), decode, asked.tokens, False)
     return json_response(DetokenizeResponse(text), headers=ignored_header(body.unknown))
+
+
+async def tokenizer_info(request: Request) -> Response:
+    service: Service = request.app.state.service
+    model = service.model
+    words = model.defaults.get("special_tokens") or {}
+    template = model.template.source if model.template else None
+    found = TokenizerInfo(
+        model.vocab_size, model.max_model_len, words.get("bos_token"), words.get("eos_token"),
+        words.get("pad_token"), words.get("unk_token"), template,
+    )  # fmt: skip
+    return json_response(found)

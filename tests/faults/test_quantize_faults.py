@@ -170,6 +170,26 @@ def test_a_killed_run_goes_on_where_it_was(
     assert content(made) == content(whole)
 
 
+def test_what_another_version_had_finished_is_not_used(
+    folder: Path, made: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = Work.save
+
+    def watched(work: Work, site: int, record: Any) -> None:
+        if site == 5 and len(saved) == 5:
+            raise Killed
+        saved.append(site)
+        save(work, site, record)
+
+    monkeypatch.setattr(Work, "save", watched)
+    with pytest.raises(Killed):
+        rusteeze(*arguments(folder, made, text, "--method", "rtn"))
+    monkeypatch.setattr("rusteeze.quantize.quantize.source_hash", lambda rooms: f"another {rooms}")
+    assert rusteeze(*arguments(folder, made, text, "--method", "rtn")).exit_code == 0
+    assert saved == [*range(5), *range(SITES)]
+
+
 def test_a_resumed_run_asks_only_for_the_room_that_is_left(
     folder: Path, made: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""``serve`` with a cache on a disk that is full or may not be written to."""
+"""``serve`` with a cache that is broken, or on a disk that is full or may not be written to."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ SPOIL = {"read-only": make_read_only, "full": fill}
 
 def served(model: Path) -> str:
     """What a server of the model answers to one question."""
-    command = python_rusteeze("--json", "serve", model, "--port", "0", "--memory", "256MiB")
+    return asked_twice(model)[0]
+
+
+def asked_twice(model: Path, *options: str) -> tuple[str, str]:
+    """What a server of the model answers to a question, and its metrics after the second time."""
+    command = python_rusteeze("--json", "serve", model, "--port", "0", "--memory", "256MiB", *options)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -57,12 +62,17 @@ def served(model: Path) -> str:
                 assert line, process.communicate()[1]
                 said += line
             facts = json.loads(said)
-            body = {"model": facts["model"], "prompt": "ab", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
+            body = {"model": facts["model"], "prompt": [5] * 40, "max_tokens": 4, "temperature": 0, "ignore_eos": True}
             request = urllib.request.Request(
                 f"{facts['url']}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
             )
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                return str(json.load(answer)["choices"][0]["text"])
+            answers = []
+            for _ in range(2):
+                with urllib.request.urlopen(request, timeout=20) as answer:
+                    answers.append(str(json.load(answer)["choices"][0]["text"]))
+            assert answers[0] == answers[1]
+            with urllib.request.urlopen(f"{facts['url']}/metrics", timeout=20) as answer:
+                return answers[0], answer.read().decode()
         finally:
             process.terminate()
             process.communicate(timeout=40)
@@ -92,3 +102,15 @@ def test_a_full_cache_is_refused_in_one_line(sound_folder: Path, disk: Path) -> 
     )
     message = check_refusal(done.returncode, done.stderr)
     assert "No space left" in message or "disk full" in message
+
+
+def test_a_broken_entry_is_compiled_again_and_counted(sound_folder: Path) -> None:
+    answer, metrics = asked_twice(sound_folder)
+    assert 'rusteeze_artifact_cache_requests_total{outcome="miss"} 1.0' in metrics
+    assert "rusteeze_inference_prefix_cache_hit_tokens_total 32.0" in metrics
+    (entry,) = cache.entries()
+    (entry.path / "plan.json").write_bytes(b"{}")
+    again, metrics = asked_twice(sound_folder, "--no-prefix-caching")
+    assert again == answer
+    assert 'rusteeze_artifact_cache_requests_total{outcome="quarantined"} 1.0' in metrics
+    assert "rusteeze_inference_prefix_cache_hit_tokens_total 0.0" in metrics

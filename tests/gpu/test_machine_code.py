@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rusteeze.codegen.gpu.architectures import SHARED_BYTES
+from rusteeze.codegen.gpu.architectures import SHARED_BYTES, has_tma
 from rusteeze.codegen.gpu.lower import GpuOptions, lower_for_gpu
 from rusteeze.codegen.gpu.source import Source
 from rusteeze.ir import parse
@@ -66,7 +66,7 @@ def compiled(kernel: Source, architecture: str, folder: Path) -> Any:
     )
 
     path = folder / f"{kernel.name}.py"
-    path.write_text(kernel.text(), encoding="utf-8")
+    path.write_text(kernel.text(has_tma(architecture)), encoding="utf-8")
     return compile_kernel(path, kernel.params, kernel.options, architecture)
 
 
@@ -102,3 +102,15 @@ def test_loads_are_wide_because_alignment_is_promised(tmp_path: Path) -> None:
     kernel.params = [type(p)(p.name, p.type) for p in kernel.params]
     sass = compiled(kernel, "sm_90", tmp_path).asm["sass"]
     assert count(sass, "LDGSTS.E.BYPASS.128") == 0
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("begins", ["linear_add", "linear_store"])
+def test_prompts_have_their_tiles_copied_by_hardware(begins: str, architecture: str, tmp_path: Path) -> None:
+    """Where there is such hardware; descriptors take scratch memory that the launch must bring."""
+    kernel = compiled(source("bf16", begins, "m128"), architecture, tmp_path)
+    sass, here = kernel.asm["sass"], architecture == "sm_90"
+    assert (count(sass, "UTMALDG.2D") > 0) == here
+    assert (kernel.metadata.global_scratch_size > 0) == here
+    assert bool(re.search(r"LDGSTS\S*\.128", sass)) == (not here)
+    assert count(sass, "LDL") == count(sass, "STL") == 0, "registers are spilled"

@@ -145,8 +145,9 @@ def new_service(
     engine = SyncEngine(executor, words, [eos], EngineConfig(max_num_seqs, max_queue=max_queue))
     length = engine.scheduler.limits.max_sequence_len
     model = ServedModel(
-        MODEL, 1700000000, words, ChatTemplate(template), {}, length, executor.vocab_size
-    )
+        MODEL, 1700000000, words, ChatTemplate(template), {"special_tokens": {"eos_token": "</s>"}}, length,
+        executor.vocab_size,
+    )  # fmt: skip
     metrics = Metrics(MODEL, engine.stats, Memory(1000, 10))
     wrapped = AsyncEngine(engine, metrics)
     return Service(model, wrapped, metrics, limits, strict), engine

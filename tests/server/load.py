@@ -24,6 +24,13 @@ from server_process import Served, serve
 CLIENTS = 64
 LEAVING = 0.1
 PROMPTS = 48
+GRAMMARS = (
+    {"type": "regex", "regex": "[a-z ]{1,40}"},
+    {"type": "json_object"},
+    {"type": "lark", "grammar": 'start: ("a" | "bc")+ "."'},
+    {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}}},
+)
+"""A quarter of the questions asks for one of these formats."""
 LONGEST_PROMPT, LONGEST_ANSWER = 400, 48
 WARM_UP = 0.3
 """Share of the time after which memory must not grow any more."""
@@ -68,7 +75,7 @@ class Question:
 
 
 def questions(model: str, draw: random.Random) -> list[Question]:
-    """Prompts of mixed lengths, half of them streamed."""
+    """Prompts of mixed lengths, half of them streamed, some with a format that the answer keeps to."""
     made = []
     for number in range(PROMPTS):
         ids = [draw.randrange(1000, 40_000) for _ in range(draw.randint(1, LONGEST_PROMPT))]
@@ -76,6 +83,8 @@ def questions(model: str, draw: random.Random) -> list[Question]:
             "model": model, "prompt": ids, "max_tokens": draw.randint(1, LONGEST_ANSWER), "temperature": 0,
             "ignore_eos": True, "stream": number % 2 == 0,
         }  # fmt: skip
+        if number % 8 in (1, 2):  # whole and streamed
+            fields |= {"response_format": GRAMMARS[number // 8 % len(GRAMMARS)], "ignore_eos": False}
         made.append(Question(json.dumps(fields).encode(), number % 2 == 0))
     return made
 

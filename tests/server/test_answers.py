@@ -235,6 +235,8 @@ def test_fields_without_effect_are_named(tiny: Live) -> None:
     [
         ({"model": "other"}, 404, "model"),
         ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "user"}]}, 400, "messages[0].content"),
+        ({"response_format": {"type": "regex"}}, 400, "response_format.regex"),
         ({"messages": [{"role": "cat", "content": "x"}]}, 400, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
          400, "messages[0].content[0].type"),

@@ -6,11 +6,13 @@ import json
 import socket
 import struct
 import time
+from threading import Event
 from typing import Any
 
 import pytest
-from live import PacedExecutor, live, until
+from live import SECONDS, PacedExecutor, live, until
 
+from rusteeze.runtime.params import Grammar
 from rusteeze.server.limits import Limits
 
 LONG = {"max_tokens": 200, "ignore_eos": True}
@@ -42,6 +44,38 @@ def test_leaving_while_decoding(how: str, stream: bool, n: int) -> None:
         assert server.metric("rusteeze_inference_requests_aborted_total") == n
         assert server.chat(max_tokens=4).json()["choices"] == before
         connection.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_leaving_while_held_to_a_grammar(stream: bool) -> None:
+    with live(PacedExecutor(pause=0.01)) as server:
+        fields = {"response_format": {"type": "regex", "regex": "[a-z ]{190}"}, "stream": stream, **LONG}
+        connection = server.connect(CHAT, {"messages": PROMPT, **fields})
+        until(lambda: server.engine.scheduler.num_running == 1)
+        connection.close()
+        until(server.is_idle, seconds=1)
+        assert server.metric("rusteeze_inference_requests_aborted_total") == 1
+
+
+def test_leaving_while_a_grammar_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    with live(PacedExecutor(pause=0.01)) as server:
+        compile_grammar, entered, leave_it = server.service.engine.compile_grammar, Event(), Event()
+
+        def slowly(grammar: Grammar) -> None:
+            entered.set()
+            leave_it.wait(SECONDS)
+            compile_grammar(grammar)
+
+        monkeypatch.setattr(server.service.engine, "compile_grammar", slowly)
+        fields = {"response_format": {"type": "regex", "regex": "[a-z ]{190}"}, **LONG}
+        connection = server.connect(CHAT, {"messages": PROMPT, **fields})
+        assert entered.wait(SECONDS)
+        connection.close()
+        time.sleep(0.05)
+        leave_it.set()
+        until(lambda: server.metric("rusteeze_inference_requests_started_total") == 1)
+        until(server.is_idle, seconds=1)
+        assert server.metric("rusteeze_inference_requests_aborted_total") == 1
 
 
 def test_leaving_during_the_prefill() -> None:

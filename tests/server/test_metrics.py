@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from live import MODEL, Live, PacedExecutor, live, until
 from prometheus_client.parser import text_string_to_metric_families
+
+from rusteeze.runtime.interface import RequestOutput
+from rusteeze.server.metrics import Memory, Metrics
 
 P = "rusteeze_inference_"
 NAMES = {
@@ -22,12 +27,13 @@ NAMES = {
     f"{P}kv_cache_usage_ratio", f"{P}queue_waiting", f"{P}queue_running", f"{P}time_to_first_token_seconds",
     f"{P}inter_token_latency_seconds", f"{P}queue_time_seconds", f"{P}requests_aborted_total",
     f"{P}prefix_cache_queried_tokens_total", f"{P}prefix_cache_hit_tokens_total", f"{P}requests_rejected_total", f"{P}requests_preempted_total", "rusteeze_startup_phase_seconds",
-    "rusteeze_artifact_cache_requests_total",
+    "rusteeze_artifact_cache_requests_total", f"{P}grammar_compile_seconds",
 }  # fmt: skip
 LABELS = {
     f"{P}requests_total": {"status", "model"}, f"{P}request_latency_seconds": {"model"},
     f"{P}gpu_memory_used_bytes": {"device"},
 }  # fmt: skip
+API = Path(__file__).parents[2] / "docs/api.md"
 DASHBOARD = Path(__file__).parents[2] / "grafana/dashboard.json"
 
 
@@ -57,6 +63,14 @@ def test_the_names_and_labels(tiny: Live) -> None:
     assert tiny.metric(f"{P}gpu_memory_used_bytes", device="cpu") >= 1000
 
 
+def test_every_name_is_documented(tiny: Live) -> None:
+    text = API.read_text(encoding="utf-8").partition("## Metrics")[2].partition("## Streams")[0]
+    written = {name.partition("{")[0] for name in re.findall(r"`([a-z_]+(?:\{[a-z,]+\})?)`", text)}
+    there = {name.removeprefix(P) for name in families(tiny) if not name.endswith("_created")}
+    assert there <= written
+    assert {name for name in written if name.endswith(("_total", "_seconds"))} <= there
+
+
 def test_tokens_are_those_of_the_answers() -> None:
     with live() as server:
         asked = [{"n": 2, "max_tokens": 3 + i, "messages": [{"role": "user", "content": "a" * i}]} for i in range(6)]
@@ -66,6 +80,33 @@ def test_tokens_are_those_of_the_answers() -> None:
         # A prompt counts once in an answer's usage but is computed for each choice.
         assert server.metric(f"{P}prompt_tokens_total") == 2 * sum(u["prompt_tokens"] for u in usages)
         assert server.metric(f"{P}tokens_per_second") > 0
+
+
+def test_the_rate_is_that_of_the_last_ten_seconds(tiny: Live) -> None:
+    now = 100.0
+    metrics = Metrics(MODEL, tiny.engine.stats, Memory(0, 0), clock=lambda: now)
+
+    def rate() -> float | None:
+        return metrics.registry.get_sample_value(f"{P}tokens_per_second")
+
+    for _ in range(600):  # 20 tokens a second, for 30 seconds
+        now += 0.05
+        metrics.output(RequestOutput("r", token_ids=(1,)))
+    assert rate() == pytest.approx(20, rel=0.02)
+    now += 5
+    assert rate() == pytest.approx(10, rel=0.02)
+    now += 5.1
+    assert rate() == 0
+
+
+def test_every_request_with_a_grammar_waits_for_it_once() -> None:
+    with live() as server:
+        wrong = {"type": "regex", "regex": "("}
+        for asked in ({"type": "regex", "regex": "[ab]+"}, {"type": "regex", "regex": "[ab]+"}, wrong):
+            server.chat(response_format=asked)
+        server.chat()
+        assert server.metric(f"{P}grammar_compile_seconds_count") == 3
+        assert server.metric(f"{P}grammar_compile_seconds_sum") > 0
 
 
 def test_the_token_that_is_not_shown_counts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,6 +49,32 @@ def test_what_the_socket_does_not_take_is_written_by_the_loop() -> None:
     received, accepted = asyncio.run(run())
     assert accepted == [False, True, False, False, True]
     assert received == b"186a0\r\n" + b"a" * 100_000 + b"\r\n4\r\nnext\r\n"
+
+
+def test_what_comes_behind_a_piece_waits_for_its_rest() -> None:
+    """As when a shutdown ends a stream whose client is slow."""
+
+    async def run() -> bytes:
+        ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        theirs.setblocking(False)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+        pieces = Pieces(answering(transport), loop)
+        pieces.open()
+        thread = threading.Thread(target=pieces.write, args=(b"a" * 100_000,))
+        thread.start()
+        thread.join()  # the loop has had no turn since
+        pieces.close()
+        transport.write(b"end")
+        received = b""
+        while not received.endswith(b"end"):
+            received += await loop.sock_recv(theirs, 65536)
+        transport.close()
+        theirs.close()
+        return received
+
+    assert asyncio.run(run()) == b"186a0\r\n" + b"a" * 100_000 + b"\r\nend"
 
 
 def test_nothing_is_written_once_closed_or_before_a_body() -> None:

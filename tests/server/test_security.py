@@ -73,6 +73,18 @@ def test_other_origins(locked: Live, tiny: Live) -> None:
     assert "access-control-allow-origin" not in tiny.ask("OPTIONS", "/v1/chat/completions", headers=asked).headers
 
 
+def test_a_browser_asks_as_the_official_client_does(locked: Live) -> None:
+    """Its preflight names headers of its own, and it may read what it needs for trying again."""
+    origin, names = {"origin": "https://good.example"}, "authorization,content-type,x-stainless-lang,x-stainless-os"
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": names}
+    allowed = locked.ask("OPTIONS", "/v1/chat/completions", headers={**origin, **asked})
+    assert allowed.status == 200
+    assert set(names.split(",")) <= set(allowed.headers["access-control-allow-headers"].replace(" ", "").split(","))
+    refused = locked.ask("POST", "/v1/chat/completions", {}, headers={**origin, **bearer("wrong")})
+    assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, "https://good.example")
+    assert "retry-after" in refused.headers["access-control-expose-headers"]
+
+
 # Hosts
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live import MODEL, Live
+from live import MODEL, TEMPLATE, Live
 from tiny_tokenizers import tokenizer
 
 from rusteeze.runtime.tokens import Tokenizer
@@ -31,6 +31,12 @@ def test_messages_are_counted_as_the_chat_counts_them(tiny: Live) -> None:
     messages = [{"role": "user", "content": "the cat"}]
     counted = tiny.ask("POST", "/tokenize", {"messages": messages}).json()
     assert counted["count"] == tiny.chat(messages=messages).json()["usage"]["prompt_tokens"]
+
+
+def test_what_clients_build_prompts_with(tiny: Live) -> None:
+    found = tiny.ask("GET", "/tokenizer_info").json()
+    assert (found["chat_template"], found["vocab_size"]) == (TEMPLATE, WORDS.vocab_size)
+    assert (found["eos_token"], found["bos_token"]) == ("</s>", None)
 
 
 @pytest.mark.parametrize("body", [{}, {"prompt": 1}, {"messages": []}, {"prompt": "a", "model": "other"}])

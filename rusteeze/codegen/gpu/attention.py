@@ -18,6 +18,8 @@ from rusteeze.codegen.gpu.rope import BoundHeads
 from rusteeze.codegen.gpu.source import Source, literal, power_of_two
 
 LOG2E = 1.4426950408889634
+LEAST_COLUMNS = 16
+"""Of an operand of tl.dot."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class AttentionKernel:
 
 def attend(k: Source, a: AttentionKernel, queries: BoundHeads) -> None:
     """The kernel's body. Parameters: count (read into ``num_tiles``), queries, [sinks], tiles, block_tables,
-    key_pages, value_pages, table_stride, out, [counters, workspace]."""
+    key_pages, [value_pages], table_stride, out, [counters, workspace]."""
     s = a.shape
-    dp, vp = power_of_two(s.width), power_of_two(s.value_width)
+    dp, vp = power_of_two(s.key_columns), power_of_two(s.value_width)
     k.constants(ROWS=s.rows(a.query_tokens), GROUP=s.group, D=dp, DV=vp, BLOCK=s.block)
     k.line("tile = tl.program_id(0)")
     k.line("kv_head = tl.program_id(1)")
@@ -57,9 +59,15 @@ def attend(k: Source, a: AttentionKernel, queries: BoundHeads) -> None:
     k.line("position = first_position + r // GROUP")
     k.line("d = tl.arange(0, D)")
     k.line("dv = tl.arange(0, DV)")
-    columns = f"(d < {s.width})[None, :]" if dp != s.width else ""
+    columns = f"(d < {s.key_columns})[None, :]" if dp != s.key_columns else ""
     q = queries.load("row[:, None]", "head[:, None]", "d[None, :]", "live[:, None]", columns)
     k.line(f"q = {q}.to({STORED[s.cache]})")
+    if s.more_columns:
+        k.line(f"e = tl.arange(0, {max(LEAST_COLUMNS, power_of_two(s.more_columns))})")
+        rest = queries.load(
+            "row[:, None]", "head[:, None]", f"(e + {s.key_columns})[None, :]", "live[:, None]", f"(e < {s.more_columns})[None, :]"
+        )
+        k.line(f"q_rest = {rest}.to({STORED[s.cache]})")
     k.line('top = tl.full((ROWS,), float("-inf"), tl.float32)')
     k.line("total = tl.zeros((ROWS,), tl.float32)")
     k.line("acc = tl.zeros((ROWS, DV), tl.float32)")
@@ -101,14 +109,14 @@ def _part(k: Source, a: AttentionKernel) -> None:
         k.line("key = block + tl.arange(0, BLOCK)")
         k.line("there = key < context")
         k.line(f"page = tl.load(block_tables + sequence * table_stride + key // {PAGE}, mask=there, other=0)")
-        k.line(f"slot = (page.to(tl.int64) * {s.kv_heads} + kv_head) * {PAGE} + key % {PAGE}")
-        wide = f" & (d < {s.width})[:, None]" if power_of_two(s.width) != s.width else ""
+        own = "" if s.latent else f" * {s.kv_heads} + kv_head"
+        k.line(f"slot = (page.to(tl.int64){own}) * {PAGE} + key % {PAGE}")
+        wide = f" & (d < {s.key_columns})[:, None]" if power_of_two(s.key_columns) != s.key_columns else ""
         k.line(f"keys = tl.load(key_pages + slot[None, :] * {s.width} + d[:, None], mask=there[None, :]{wide}, other=0)")
-        wide = f" & (dv < {s.value_width})[None, :]" if power_of_two(s.value_width) != s.value_width else ""
-        k.line(
-            f"values = tl.load(value_pages + slot[:, None] * {s.value_width} + dv[None, :],"
-            f" mask=there[:, None]{wide}, other=0)"
-        )
+        if s.more_columns:
+            at = f"slot[None, :] * {s.width} + {s.key_columns} + e[:, None]"
+            k.line(f"rest = tl.load(key_pages + {at}, mask=there[None, :] & (e < {s.more_columns})[:, None], other=0)")
+        _values(k, s)
         _logits(k, s)
         k.line("new_top = tl.maximum(part_top, tl.max(logits, 1))")
         k.line('base = tl.where(new_top == float("-inf"), 0.0, new_top)')
@@ -119,9 +127,21 @@ def _part(k: Source, a: AttentionKernel) -> None:
         k.line("part_top = new_top")
 
 
+def _values(k: Source, s: AttentionShape) -> None:
+    if s.latent:
+        k.line("values = tl.trans(keys)")
+        return
+    wide = f" & (dv < {s.value_width})[None, :]" if power_of_two(s.value_width) != s.value_width else ""
+    at = f"slot[:, None] * {s.value_width} + dv[None, :]"
+    k.line(f"values = tl.load(value_pages + {at}, mask=there[:, None]{wide}, other=0)")
+
+
 def _logits(k: Source, s: AttentionShape) -> None:
     """Base-2 logits of a block of keys; -inf where a token does not see a key."""
-    k.line(f"logits = {_dot(s, 'q', 'keys')} * {literal(s.scale if s.softcap else s.scale * LOG2E)}")
+    product = _dot(s, "q", "keys")
+    if s.more_columns:
+        product = _dot(s, "q_rest", "rest", product)
+    k.line(f"logits = {product} * {literal(s.scale if s.softcap else s.scale * LOG2E)}")
     if s.softcap:
         k.line(f"logits = fn.tanh(logits * {literal(1 / s.softcap)}) * {literal(s.softcap * LOG2E)}")
     k.line("seen = live[:, None] & (key[None, :] <= position[:, None])")

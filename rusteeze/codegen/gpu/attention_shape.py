@@ -1,7 +1,7 @@
 """Static facts of attention, and how its cache pages lie in memory.
 
 A page holds 16 tokens of one layer: keys [kv heads][16][D], values [kv heads][16][DV], in the cache's
-element type.
+element type. Where values are the beginning of the keys (latents, which all heads share), keys [16][D] are all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from rusteeze.codegen.gpu.source import power_of_two
 PAGE = BLOCK_SIZE
 LEAST_ROWS = 64
 """Query rows (tokens times heads of a group) of one program: what Hopper's tensor instructions take."""
+MOST_WIDE = 256
+"""Elements of a head beyond which a loop trip takes the fewest keys."""
 SPLIT = 512
 """Keys whose softmax is one part: parts are joined in order, by whoever computes them."""
 SPLIT_TOKENS = 32
@@ -22,7 +24,8 @@ SPLIT_TOKENS = 32
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Static facts of one attention op. ``cache`` is "f32" or "bf16"."""
+    """Static facts of one attention op. ``cache`` is "f32" or "bf16". Of ``latent`` attention ``kv_heads`` counts the
+    groups of heads that are programs of their own, though all read the same keys."""
 
     heads: int
     kv_heads: int
@@ -33,6 +36,17 @@ class AttentionShape:
     softcap: float
     sinks: bool
     cache: str
+    latent: bool = False
+
+    @property
+    def key_columns(self) -> int:
+        """Of a key, without those behind its values: what the first product takes."""
+        return self.value_width if self.latent else self.width
+
+    @property
+    def more_columns(self) -> int:
+        """Columns of a key behind its values."""
+        return self.width - self.key_columns
 
     @property
     def group(self) -> int:
@@ -49,7 +63,8 @@ class AttentionShape:
     @property
     def block(self) -> int:
         """Keys of one loop trip: fewer of wide heads, whose sums take more registers."""
-        return 64 if max(self.width, self.value_width) <= 64 else 32
+        widest = max(self.width, self.value_width)
+        return 64 if widest <= 64 else 32 if widest <= MOST_WIDE else 16
 
     @property
     def num_warps(self) -> int:
@@ -62,13 +77,13 @@ class AttentionShape:
 
     @property
     def key_page_bytes(self) -> int:
-        return self.kv_heads * PAGE * self.width * self.element_bytes
+        return (1 if self.latent else self.kv_heads) * PAGE * self.width * self.element_bytes
 
     @property
     def value_page_bytes(self) -> int:
-        return self.kv_heads * PAGE * self.value_width * self.element_bytes
+        return 0 if self.latent else self.kv_heads * PAGE * self.value_width * self.element_bytes
 
     def label(self) -> str:
         extra = (f"_w{self.window}" if self.window else "") + ("_cap" if self.softcap else "")
-        extra += "_sink" if self.sinks else ""
+        extra += ("_sink" if self.sinks else "") + ("_latent" if self.latent else "")
         return f"h{self.heads}x{self.kv_heads}_d{self.width}x{self.value_width}_{self.cache}{extra}"

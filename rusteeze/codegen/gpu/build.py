@@ -23,6 +23,7 @@ import msgspec
 
 from rusteeze.artifact.cuda_contract import Binary, Param
 from rusteeze.artifact.files import write_atomic
+from rusteeze.codegen.gpu.architectures import has_tma
 from rusteeze.codegen.gpu.source import Options, Source
 from rusteeze.errors import UserError
 from rusteeze.observe import SOURCES, Observer
@@ -76,7 +77,7 @@ def build_kernels(
         raise GpuBuildError("compiling for GPUs needs the package triton; run: pip install 'rusteeze[compile-gpu]'")
     _show(sources, observer)
     work = [
-        Job(name, k.text(), tuple(k.params), k.options, a) for a in architectures for name, k in sources.items()
+        Job(name, k.text(has_tma(a)), tuple(k.params), k.options, a) for a in architectures for name, k in sources.items()
     ]
     cache.mkdir(parents=True, exist_ok=True)
     missing = [job for job in work if _cached(cache, job.key()) is None]

@@ -46,6 +46,9 @@ def _row_flops(node: Node) -> int:
     if node.op.name == "linear":
         assert node.operands[1] is not None
         return 2 * math.prod(matrix(node.operands[1]))
+    if node.op.name == "block_linear":
+        assert node.operands[1] is not None
+        return 2 * math.prod(int(d) for d in node.operands[1].type.shape)
     if node.op.name == "expert_linear":
         idx, w = node.operands[1], node.operands[2]
         assert idx is not None
@@ -69,6 +72,6 @@ def _pair_flops(attention: Node) -> int:
     """Two products: with a key and with a value."""
     query, _, value, _ = attention.operands
     assert query is not None
-    assert value is not None
     heads, width = inner_shape(query.type)
-    return 2 * heads * (width + inner_shape(value.type)[1])
+    value_width = inner_shape(value.type)[1] if value is not None else int(attention.attrs["value_width"])  # type: ignore[call-overload]
+    return 2 * heads * (width + value_width)

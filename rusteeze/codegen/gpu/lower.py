@@ -11,6 +11,7 @@ from collections.abc import Callable
 from rusteeze.codegen.gpu import expressions, lower_rowwise
 from rusteeze.codegen.gpu.best_tokens import lower_best_tokens
 from rusteeze.codegen.gpu.lower_attention import lower_attention, lower_rope, query_tokens
+from rusteeze.codegen.gpu.lower_blocks import lower_block_linear
 from rusteeze.codegen.gpu.lower_experts import lower_expert_linear
 from rusteeze.codegen.gpu.lower_linear import lower_linear
 from rusteeze.codegen.gpu.lower_lookups import lower_embedding
@@ -43,6 +44,7 @@ LOWERINGS: dict[str, Callable[[Lowering, Node], None]] = {
     "rope": lower_rope,
     "embedding": lower_embedding,
     "expert_linear": lower_expert_linear,
+    "block_linear": lower_block_linear,
 }
 
 

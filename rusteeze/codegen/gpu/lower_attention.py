@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from rusteeze.artifact.contract import Pages
 from rusteeze.artifact.cuda_contract import Count
 from rusteeze.codegen.access import Access
 from rusteeze.codegen.bodies import attention_of, position_table, rotated_by_reader
 from rusteeze.codegen.gpu.attention import AttentionKernel, attend
-from rusteeze.codegen.gpu.attention_shape import PAGE, SPLIT, SPLIT_TOKENS, AttentionShape
+from rusteeze.codegen.gpu.attention_shape import (
+    LEAST_ROWS,
+    PAGE,
+    SPLIT,
+    SPLIT_TOKENS,
+    AttentionShape,
+)
 from rusteeze.codegen.gpu.elements import STORED
 from rusteeze.codegen.gpu.lowering import (
     Lowering,
@@ -36,10 +44,14 @@ def attention_shape(node: Node, cache_dtype: str) -> AttentionShape:
     q, key, value, sinks = node.operands
     assert q is not None
     assert key is not None
-    assert value is not None
+    heads, kv_heads = int(q.type.shape[1]), int(key.type.shape[1])
+    latent = value is None
+    if latent and kv_heads != 1:
+        raise LoweringError(f"values that are part of {kv_heads} key heads have no kernel: {print_node_line(node)}")
+    value_width = int(node.attrs["value_width"]) if value is None else int(value.type.shape[2])  # type: ignore[call-overload]
     return AttentionShape(
-        heads=int(q.type.shape[1]), kv_heads=int(key.type.shape[1]), width=int(q.type.shape[2]),
-        value_width=int(value.type.shape[2]), scale=float(node.attrs["scale"]),  # type: ignore[arg-type]
+        heads=heads, kv_heads=heads // math.gcd(heads, LEAST_ROWS) if latent else kv_heads,
+        width=int(q.type.shape[2]), value_width=value_width, latent=latent, scale=float(node.attrs["scale"]),  # type: ignore[arg-type]
         window=int(node.attrs["window"]), softcap=float(node.attrs["softcap"]),  # type: ignore[arg-type,call-overload]
         sinks=sinks is not None, cache=cache_dtype,
     )  # fmt: skip
@@ -61,11 +73,10 @@ def lower_attention(ctx: Lowering, node: Node) -> None:
     q, key, value, sinks = (bound.get(v, v) if v is not None else None for v in attention.operands)
     assert q is not None
     assert key is not None
-    assert value is not None
     shape = attention_shape(attention, ctx.options.cache_dtype)
     layer = int(attention.attrs["layer"])  # type: ignore[call-overload]
     ctx.pages[layer] = Pages(layer, shape.key_page_bytes, shape.value_page_bytes)
-    _write_cache(ctx, node, shape, layer, Heads(*_source(ctx, key)), ctx.view(value))
+    _write_cache(ctx, node, shape, layer, Heads(*_source(ctx, key)), ctx.view(value) if value is not None else None)
     view = ctx.new(node.result)
     if len(view.access.shape) == 1:  # heads side by side
         a = view.access
@@ -97,7 +108,8 @@ def _attention(
     k.pointer("tiles", "i32", Pointer(ctx.input("tiles")))
     k.pointer("block_tables", "i32", Pointer(ctx.input("block_tables")))
     k.pointer("key_pages", s.cache, Pointer(PageSet("key_pages", layer)))
-    k.pointer("value_pages", s.cache, Pointer(PageSet("value_pages", layer)))
+    if not s.latent:
+        k.pointer("value_pages", s.cache, Pointer(PageSet("value_pages", layer)))
     k.number("table_stride", Count("blocks"))
     k.view("out", out)
     if a.separate:
@@ -110,28 +122,33 @@ def _attention(
 
 
 def _write_cache(
-    ctx: Lowering, node: Node, shape: AttentionShape, layer: int, keys: Heads, values: View
+    ctx: Lowering, node: Node, shape: AttentionShape, layer: int, keys: Heads, values: View | None
 ) -> None:
     """Keys, rotated if need be, and values of the step's tokens go into their slots: a program per token."""
-    heads, width = power_of_two(shape.kv_heads), power_of_two(max(shape.width, shape.value_width))
-    label = f"write_cache_h{shape.kv_heads}_d{shape.width}x{shape.value_width}_{shape.cache}"
+    cached = 1 if shape.latent else shape.kv_heads
+    heads, width = power_of_two(cached), power_of_two(max(shape.width, shape.value_width))
+    label = f"write_cache_h{cached}_d{shape.width}x{shape.value_width}_{shape.cache}"
     k = Source(label, Options(warps_for(heads * width)), [f"keys and values of a token: {shape}"])
     count = ctx.counts(k, "T")
     source = BoundHeads(k, "keys", keys, Pointer(ctx.input("positions")))
-    value_source = BoundHeads(k, "values", Heads(values, None), Pointer(ctx.input("positions")))
+    stored = [(source, "key_pages", shape.width)]
+    if values is not None:
+        value_source = BoundHeads(k, "values", Heads(values, None), Pointer(ctx.input("positions")))
+        stored.append((value_source, "value_pages", shape.value_width))
     k.pointer("slot_mapping", "i32", Pointer(ctx.input("slot_mapping")))
     k.pointer("key_pages", shape.cache, Pointer(PageSet("key_pages", layer)))
-    k.pointer("value_pages", shape.cache, Pointer(PageSet("value_pages", layer)))
+    if values is not None:
+        k.pointer("value_pages", shape.cache, Pointer(PageSet("value_pages", layer)))
     k.line("row = tl.program_id(0)")
     with k.block(f"if row >= {count}:"):
         k.line("return")
     k.line("slot = tl.load(slot_mapping + row)")
     k.line(f"head = tl.arange(0, {heads})[:, None]")
     k.line(f"page = (slot // {PAGE}).to(tl.int64)")
-    k.line(f"at = (page * {shape.kv_heads} + head) * {PAGE} + slot % {PAGE}")
-    for bound, pages, size in ((source, "key_pages", shape.width), (value_source, "value_pages", shape.value_width)):
+    k.line(f"at = (page * {cached} + head) * {PAGE} + slot % {PAGE}")
+    for bound, pages, size in stored:
         d = k.let(f"tl.arange(0, {power_of_two(size)})[None, :]")
-        mask = k.let(f"(head < {shape.kv_heads}) & ({d} < {size})")
+        mask = k.let(f"(head < {cached}) & ({d} < {size})")
         value = bound.load("row", "head", d, "", mask)
         k.line(f"tl.store({pages} + at * {size} + {d}, {value}.to({STORED[shape.cache]}), mask={mask})")
     ctx.call_one(node, k, [rows_of("T")])

@@ -16,10 +16,9 @@ from rusteeze.codegen.gpu.elements import Place
 from rusteeze.codegen.gpu.lower_linear import identifier, product_of, weight_parameters
 from rusteeze.codegen.gpu.lower_shapes import contiguous
 from rusteeze.codegen.gpu.lowering import CAPACITIES, Lowering, PendingChoice, SortedPairs
-from rusteeze.codegen.gpu.matmul import Product, sums_over_k
+from rusteeze.codegen.gpu.matmul import Product, at_matrix, sums_over_k
 from rusteeze.codegen.gpu.schedule import SPLIT_ROWS, Tile, tiles
 from rusteeze.codegen.gpu.source import Options, Source, power_of_two
-from rusteeze.codegen.gpu.weights import QuantShape
 from rusteeze.codegen.statics import format_of
 from rusteeze.codegen.views import View
 from rusteeze.ir import Node, Value, make_node, print_node_line
@@ -140,7 +139,7 @@ def _kernel(ctx: Lowering, e: _Experts, tile: Tile) -> Source:
     k.line(f"row = pair // {pairs.top}")
     per_choice = f" + pair % {pairs.top} * K" if e.by_choice else ""
     k.line(f"m = row * {e.source.access.row}{per_choice}  # where the pair's x begins")
-    _at_expert(k, p)
+    at_matrix(k, p, "expert")
     (sums,) = sums_over_k(k, p, tile)
     if bias:
         k.line(f"{sums} += tl.load({bias} + expert * N + wn)[:, None]")
@@ -163,15 +162,3 @@ def _which_pairs(k: Source, pairs: SortedPairs) -> None:
     k.line("begin = tl.sum(tl.where(each < expert, size, 0), 0) + first")
     k.line("live = first + tl.arange(0, BM) < tl.sum(tl.where(each == expert, size, 0), 0)")
     k.line("pair = tl.load(order + begin + tl.arange(0, BM), mask=live, other=0)")
-
-
-def _at_expert(k: Source, p: Product) -> None:
-    """Move the weight's parameters to the expert."""
-    if p.quant is None:
-        k.line(f"w = w + expert.to(tl.int64) * {p.n * p.k}")
-        return
-    q: QuantShape = p.quant
-    k.line(f"w = w + expert.to(tl.int64) * {q.code_bytes}")
-    k.line(f"scales = scales + expert.to(tl.int64) * {q.groups * q.padded_n}")
-    if q.format.family == "affine" and not q.format.symmetric:
-        k.line(f"minimums = minimums + expert.to(tl.int64) * {q.groups * q.padded_n}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from rusteeze.codegen.gpu.lowering import NormedRows
 from rusteeze.codegen.gpu.norm_inputs import normed, row_scales
+from rusteeze.codegen.gpu.pairwise import pairwise
 from rusteeze.codegen.gpu.schedule import Tile
 from rusteeze.codegen.gpu.source import Source, row_index
 from rusteeze.codegen.gpu.weights import TILE_ROWS, QuantShape
@@ -63,12 +64,24 @@ def matmul(k: Source, p: Product, tile: Tile, count: str, split_programs: bool, 
         k.line("wn = tl.minimum(n, N - 1)  # rows beyond the last are not stored")
     else:
         k.line("wn = n")
+    if copies_tiles(p, tile):
+        describe_tiles(k, p, tile, count)
     if p.rows is not None:
         k.line(f"scale = {row_scales(k, p.rows, 'sums', 'm', 'BM', 'live')}")
     names = sums_over_k(k, p, tile, "tl.program_id(2)" if separate else "")
     if separate:
         _gather_splits(k, p, names)
     epilogue(names)
+
+
+def at_matrix(k: Source, p: Product, index: str) -> None:
+    """Move the weight's parameters to one matrix of a stack."""
+    k.line(f"w = w + {index}.to(tl.int64) * {p.quant.code_bytes if p.quant else p.n * p.k}")
+    if p.quant is not None:
+        size = p.quant.groups * p.quant.padded_n
+        k.line(f"scales = scales + {index}.to(tl.int64) * {size}")
+        if p.quant.format.family == "affine" and not p.quant.format.symmetric:
+            k.line(f"minimums = minimums + {index}.to(tl.int64) * {size}")
 
 
 def sums_over_k(k: Source, p: Product, tile: Tile, split: str = "") -> list[str]:
@@ -101,16 +114,45 @@ def _run(k: Source, p: Product, tile: Tile, names: list[str], start: str, run: i
             _dense_step(k, p, tile, names)
 
 
+def copies_tiles(p: Product, tile: Tile) -> bool:
+    """Whether hardware that copies tiles copies those of this product: large ones of plain bf16, whose rows begin at
+    multiples of 16 bytes."""
+    plain = p.quant is None and p.rows is None and p.x_dtype == p.weight_dtype == "bf16"
+    return plain and not tile.up_to and p.k % 8 == p.x_stride % 8 == 0
+
+
+def describe_tiles(k: Source, p: Product, tile: Tile, count: str) -> None:
+    """How tiles of weights and of rows are copied; what lies beyond the last row or column is 0."""
+    k.copies_tiles = True
+    with k.block("if TMA:"):
+        sizes = f"[{p.halves * p.n}, K], strides=[K, 1], block_shape=[BN, {tile.depth}]"
+        k.line(f"weights = tl.make_tensor_descriptor(w, shape={sizes})")
+        sizes = f"[{count}, K], strides=[{p.x_stride}, 1], block_shape=[BM, {tile.depth}]"
+        k.line(f"rows = tl.make_tensor_descriptor(x, shape={sizes})")
+
+
 def _dense_step(k: Source, p: Product, tile: Tile, names: list[str]) -> None:
     ragged = p.k % tile.depth != 0
     k.line(f"kk = k0 + tl.arange(0, {tile.depth})")
-    k.line(f"b = {_activations(k, p, 'kk', ragged)}")
+    _either(k, "b", "rows.load([tile_m * BM, k0]).T", _activations(k, p, "kk", ragged))
     for half, name in enumerate(names):
         rows = row_index(f"(wn + {half * p.n})" if half else "wn", p.halves * p.n * p.k)
         masked = ", mask=(kk < K)[None, :], other=0" if ragged else ""
-        k.line(f"a = tl.load(w + {rows}[:, None] * K + kk[None, :]{masked})")
+        copied = f"weights.load([tile_n * BN + {half * p.n}, k0])"
+        _either(k, "a", copied, f"tl.load(w + {rows}[:, None] * K + kk[None, :]{masked})")
         a = "a" if p.weight_dtype == p.x_dtype else "a.to(tl.float32)"
         k.line(f"{name} = {dot(a, 'b', name, p.exact)}")
+
+
+def _either(k: Source, name: str, copied: str, loaded: str) -> None:
+    """A tile, copied by the hardware where the kernel has that variant."""
+    if not k.copies_tiles:
+        k.line(f"{name} = {loaded}")
+        return
+    with k.block("if TMA:"):
+        k.line(f"{name} = {copied}")
+    with k.block("else:"):
+        k.line(f"{name} = {loaded}")
 
 
 def dot(a: str, b: str, acc: str, exact: bool) -> str:
@@ -140,7 +182,8 @@ def _quantised_step(k: Source, p: Product, q: QuantShape, names: list[str]) -> N
     for part in range(parts):
         k.line(f"b{part} = {_activations(k, p, f'(k0 + {part * q.step} + j)', ragged)}")
         if q.format.family == "affine" and not q.format.symmetric:
-            k.line(f"sum{part} = tl.sum(b{part}.to(tl.float32), 0)")
+            wide = k.let(f"tl.reshape(b{part}.to(tl.float32), (1, {q.step}, BM))")
+            k.line(f"sum{part} = tl.reshape({pairwise(k, wide, (1, q.step, 'BM'))}, (BM,))")
     for half, name in enumerate(names):
         row = f"wn + {half * p.n}" if half else "wn"
         k.line(f"r = {row_index(row, p.halves * p.n * p.k)}")

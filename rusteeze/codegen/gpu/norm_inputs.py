@@ -2,14 +2,14 @@
 
 The product before leaves, beside its result, the sum of squares of every 64 columns of a row. A row's scale is
 made of these few numbers: by each program of the product behind when there are few rows, by a kernel
-of a program per row when there are many. All sums are pairwise trees over halves, which have one order
-however a program holds its elements, so every choice gives the same bits.
+of a program per row when there are many. All sums are pairwise, so every choice gives the same bits.
 """
 
 from __future__ import annotations
 
 from rusteeze.codegen.bodies import as_body, outer_operands
 from rusteeze.codegen.gpu.lowering import Lowering, NormedRows, PendingLaunch, rows_of
+from rusteeze.codegen.gpu.pairwise import pairwise
 from rusteeze.codegen.gpu.source import (
     Options,
     Source,
@@ -95,15 +95,6 @@ def _reads_as_rows(user: Node, value: Value) -> bool:
 
 
 # ---- kernels ----------------------------------------------------------------------------------------
-def pairwise(k: Source, value: str, shape: tuple[str | int, int, str | int]) -> str:
-    """Sums over the middle axis, a power of two, of a block of that shape: a block of the outer two."""
-    a, length, b = shape
-    while length > 1:
-        length //= 2
-        value = k.let(f"tl.sum(tl.reshape({value}, ({a}, 2, {length}, {b})), 1)")
-    return k.let(f"tl.reshape({value}, ({a}, {b}))")
-
-
 def store_sums(k: Source, value: str, sums: View, name: str) -> None:
     """Sums of squares of a result [BN, BM] of a product's tile; its names as matmul makes them."""
     k.line(f"groups: tl.constexpr = BN // {GROUP}")

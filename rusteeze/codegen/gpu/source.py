@@ -71,6 +71,8 @@ class Source:
     params: list[Param] = field(default_factory=list)
     args: list[Pointer | Count] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    copies_tiles: bool = False
+    """Whether the text has a variant, ``if TMA:``, for architectures whose hardware copies whole tiles."""
     _indent: int = 1
     _number: int = 0
 
@@ -118,12 +120,13 @@ class Source:
         text = f"{self.label}|{self.options}|{self.params}|{self.lines}"
         return f"{self.label}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
-    def text(self) -> str:
-        """The whole file."""
+    def text(self, tma: bool = False) -> str:
+        """The whole file. ``tma``: with tiles copied by the hardware, where the kernel has that variant."""
         names = ", ".join(p.name for p in self.params)
         header = "\n".join(self.about)
         body = "\n".join(self.lines)
-        return f'"""{header}\n"""\n\n{PREAMBLE}\n\n@triton.jit\ndef {self.name}({names}):\n{body}\n'
+        variant = f"TMA = tl.constexpr({tma})\n" if self.copies_tiles else ""
+        return f'"""{header}\n"""\n\n{PREAMBLE}{variant}\n\n@triton.jit\ndef {self.name}({names}):\n{body}\n'
 
 
 def literal(value: float | int) -> str:

@@ -137,7 +137,8 @@ class CudaExecutor:
             for address, size in (
                 (self._keys[pages.layer], pages.key_bytes), (self._values[pages.layer], pages.value_bytes),
             ):  # fmt: skip
-                call("cuMemsetD8Async", address, byte, size * self.num_blocks, self._stream)
+                if size:
+                    call("cuMemsetD8Async", address, byte, size * self.num_blocks, self._stream)
         call("cuStreamSynchronize", self._stream)
 
     def ceilings(self) -> Ceilings:

@@ -79,7 +79,7 @@ def on_both(artifact: Path, gpu: StubGpu, dump: Path):  # type: ignore[no-untype
     return found, generated(load(artifact, threads=1, config=CONFIG, num_blocks=lambda _: 8))
 
 
-@pytest.mark.parametrize("model", ["llama3.2", "mixtral", "llama3.2 int4"])
+@pytest.mark.parametrize("model", ["llama3.2", "mixtral", "llama3.2 int4", "deepseek-v3"])
 def test_the_same_tokens_where_nothing_is_rounded(
     model: str, gpu: StubGpu, compiled: Callable[..., Path], tmp_path: Path
 ) -> None:

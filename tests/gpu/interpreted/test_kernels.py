@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from rusteeze.codegen.gpu import attention, lower_attention, lower_linear
 from rusteeze.codegen.gpu.schedule import Tile, splits
+from rusteeze.codegen.gpu.source import Source
+from rusteeze.errors import UserError
 from rusteeze.ir import Graph
 from rusteeze.ir.ops.elementwise import bf16_bits, bf16_values
 from rusteeze.ir.types import DType, TensorType
@@ -100,6 +102,29 @@ def as_products_see(w: Weight, exact: bool) -> Array:
     return table[w.codes] * scale
 
 
+@pytest.mark.parametrize(("n", "k", "halves"), [(200, 320, 1), (72, 160, 2)])
+def test_tiles_copied_by_hardware(n: int, k: int, halves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descriptors instead of pointers: equal bits, ragged rows, columns and halves included."""
+    monkeypatch.setattr(lower_linear, "tiles", lambda *_: (Tile(64, 64, 64, 4, 2),))
+    rng, rows = np.random.default_rng(n), 70
+    weights: dict[str, Weight] = {
+        "x": Dense(rng.standard_normal((rows, k)).astype(np.float32), "f32"), "w": draw_weight("bf16", (n * halves, k), rng),
+    }  # fmt: skip
+    text, found = Source.text, []
+    for tma in (False, True):
+        monkeypatch.setattr(Source, "text", lambda self, _tma=False, tma=tma: text(self, tma))
+        graph = new_graph()
+        x = graph.add("quantize", graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"])), to="bf16")
+        y = graph.add("linear", x, weight(graph, "w", weights["w"]), None)
+        if halves == 2:
+            y = graph.add("glu", *(graph.add("slice", y, axis=-1, start=s, stop=s + n) for s in (0, n)), act="silu")
+        folder = tmp_path / str(tma)
+        folder.mkdir()
+        found.append(one_step(finished(graph, y), weights, rows, folder))
+        assert any("TMA = tl.constexpr" in path.read_text() for path in folder.iterdir())
+    np.testing.assert_array_equal(found[0], found[1])
+
+
 @pytest.mark.parametrize("rows", [2, 40])
 def test_split_sums_are_those_of_one_program(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile whose runs over K are programs of their own, one whose program makes all runs: equal bits."""
@@ -172,28 +197,42 @@ def normed_product(weights: dict[str, Weight], to_bf16: bool) -> Graph:
     return finished(graph, graph.add("linear", y, weight(graph, "b", weights["b"]), None))
 
 
-@pytest.mark.parametrize("format", ["bf16", "affine4g32m-f16", "codebook4g64-f32", "codebook4g32it-f32", "float8g32-f32"])
-def test_tables_and_experts(format: str, tmp_path: Path) -> None:
-    """Rows of a table, then chosen matrices of a stack, also of one that is stored transposed."""
-    rng = np.random.default_rng(3)
-    experts, n, k, rows = 3, 72, 64, 5
-    turned = format.endswith("t-f32")
-    plain_format = format.replace("t-", "-")
-    stacked = draw_weight(plain_format, (experts, n, k), rng)
+@pytest.mark.parametrize("rows", [1, 5, 60])
+@pytest.mark.parametrize("format", ["bf16", "affine4g32m-f16", "codebook4g32-f32", "codebook4g32it-f32", "float8g32-f32"])
+def test_tables_and_experts(format: str, rows: int, tmp_path: Path) -> None:
+    """Rows of a table, then chosen matrices of a stack, also of one that is stored transposed, then others for each
+    choice: for few pairs, several and many."""
+    rng = np.random.default_rng(rows)
+    experts, n, k = 6, 96, 64
+    turned, plain_format = format.endswith("t-f32"), format.replace("t-", "-")
+    stacked, second = draw_weight(plain_format, (experts, n, k), rng), draw_weight(plain_format, (experts, 40, n), rng)
+    scores = rng.standard_normal((rows, experts)).astype(np.float32)
+    scores[:, 3] -= 9  # nobody's choice
+    bias = rng.standard_normal((experts, n)).astype(np.float32)
     weights: dict[str, Weight] = {
-        "x": draw_weight(plain_format, (9, k), rng), "w": stacked.transpose() if turned else stacked,
-        "i": Dense(rng.standard_normal((9, experts)).astype(np.float32), "f32"),
+        "x": draw_weight(plain_format, (rows, k), rng), "w": stacked.transpose() if turned else stacked,
+        "v": second, "i": Dense(scores, "f32"), "b": Dense(bias, "f32"),
     }  # fmt: skip
     graph = new_graph()
     x = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
-    scores = graph.add("embedding", graph.inputs[0], weight(graph, "i", weights["i"]))
-    _, index = graph.add_many("topk", scores, k=2)
-    y = graph.add("expert_linear", x, index, weight(graph, "w", weights["w"]), None, transposed=turned)
-    found = one_step(finished(graph, graph.add("reshape", y, shape=("T", 2 * n))), weights, rows, tmp_path)
-    table, w = weights["x"].to_f32().astype(np.float64), stacked.to_f32().astype(np.float64)
-    best = np.argsort(-weights["i"].to_f32()[:rows], -1)[:, :2]
-    wanted = np.einsum("tk,tjnk->tjn", table[:rows], w[best])
+    _, index = graph.add_many("topk", graph.add("embedding", graph.inputs[0], weight(graph, "i", weights["i"])), k=2)
+    y = graph.add("expert_linear", x, index, weight(graph, "w", weights["w"]), weight(graph, "b", weights["b"]), transposed=turned)
+    y = graph.add("expert_linear", y, index, weight(graph, "v", second), None)
+    found = one_step(finished(graph, graph.add("reshape", y, shape=("T", 80))), weights, rows, tmp_path)
+    best = np.argsort(-scores, -1)[:, :2]
+    values = {name: weights[name].to_f32().astype(np.float64) for name in ("x", "v", "b")}
+    first = np.einsum("tk,tjnk->tjn", values["x"], stacked.to_f32().astype(np.float64)[best]) + values["b"][best]
+    wanted = np.einsum("tjk,tjnk->tjn", first, values["v"][best])
     np.testing.assert_allclose(found, wanted.reshape(rows, -1), atol=2e-5 * float(np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("code", [NAN_CODE, NAN_CODE | 128])
+def test_float8_without_a_number_is_refused(code: int, tmp_path: Path) -> None:
+    weights: dict[str, Weight] = {"x": Float8(32, np.full((1, 32), code, np.uint8), np.ones((1, 1), np.float32))}
+    graph = new_graph()
+    x = graph.add("embedding", graph.inputs[0], weight(graph, "x", weights["x"]))
+    with pytest.raises(UserError, match="a weight of float8 holds NaN"):
+        GpuStep(finished(graph, x), weights, tmp_path, "f32", 64)
 
 
 def test_float8_knows_all_its_numbers(tmp_path: Path) -> None:

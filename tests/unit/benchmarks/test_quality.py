@@ -1,0 +1,57 @@
+"""What is added up of predictions, and the texts and rows of the table of quality."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import quality_table
+import torch
+from quality_eval import Sums, prediction_of
+from quality_table import Job, append, cases
+from quality_text import docstrings
+from torch.nn import functional as F
+
+from rusteeze.quantize.calibration import own_text
+
+
+def test_sums_are_those_of_the_definitions() -> None:
+    torch.manual_seed(0)
+    truth, found = 3 * torch.randn(2, 2, 6, 50)
+    ids = torch.randint(50, (2, 7))
+    sums = Sums()
+    for window in range(2):
+        sums.add(prediction_of(truth[window]), found[window], ids[window])
+    means = sums.means
+    loss = F.cross_entropy(found.reshape(-1, 50).double(), ids[:, 1:].reshape(-1))
+    apart = F.kl_div(found.log_softmax(-1), truth.log_softmax(-1), log_target=True, reduction="sum") / 12
+    assert (sums.windows, sums.tokens) == (2, 12)
+    assert means["perplexity"] == pytest.approx(math.exp(float(loss)), rel=1e-5)
+    assert means["kl"] == pytest.approx(float(apart), rel=1e-4)
+    assert means["top1"] == float((truth.argmax(-1) == found.argmax(-1)).double().mean())
+
+
+def test_the_two_texts_share_no_paragraph() -> None:
+    read, predicted = (set(text.split("\n\n")) for text in (docstrings(), own_text()))
+    long = {paragraph for paragraph in read & predicted if len(paragraph) > 200}
+    assert len(read) > 1000
+    assert not long
+
+
+def test_a_case_that_is_evaluated_becomes_a_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality_table, "ROWS", tmp_path / "quality.csv")
+    facts = {"bytes": 5, "bits_per_weight": 3.3, "evaluated": 7, "perplexity": 14.0, "kl": 0.5, "top1": 0.25}
+    speed = {"decode": 100.0, "decode foreign": 0.01, "prefill": 2000.0, "prefill foreign": 0.02}
+    whole, slow, half, *_ = cases()
+    (tmp_path / f"{whole.name}.facts.json").write_text(json.dumps(facts | speed))
+    (tmp_path / f"{slow.name}.facts.json").write_text(json.dumps(facts))
+    (tmp_path / f"{half.name}.facts.json").write_text(json.dumps(speed))
+    for _ in range(2):
+        append(Job(Path("m.gguf"), tmp_path, 7, math.inf), list(cases()))
+    header, *rows = (tmp_path / "quality.csv").read_text().splitlines()
+    assert header.startswith("date,cpu,threads,model,case,")
+    assert [row.split(",")[4] for row in rows] == [whole.name, slow.name]
+    assert rows[0].endswith(",5,3.3,7,14.0000,0.50000,0.2500,100.0,2000,0.020")
+    assert rows[1].endswith(",5,3.3,7,14.0000,0.50000,0.2500,,,")
