@@ -25,8 +25,8 @@ MODELS = {
     "mixtral": ("llama", "mixtral", {"num_local_experts": 4}),
     "qwen3moe": ("qwen3moe", "qwen3_moe", {**EXPERTS, "norm_topk_prob": True, "head_dim": 16}),
 }
-TYPES = {"q4": (T.Q4_0, T.Q4_1), "q5": (T.Q5_0, T.Q5_1), "q8": (T.Q8_0,)}
-"""What the gguf package can write in widths of 64; its other types are tested block by block."""
+TYPES = (T.Q4_0, T.Q4_1)
+"""In turns; the other types are tested block by block."""
 
 
 class FileWeights(dict):  # type: ignore[type-arg]
@@ -40,13 +40,12 @@ class FileWeights(dict):  # type: ignore[type-arg]
         return self.weights.load(name)
 
 
-@pytest.mark.parametrize("types", TYPES)
 @pytest.mark.parametrize("name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in list(MODELS)[1:])])
-def test_compiled_file_matches_the_dequantised_model(name: str, types: str, tmp_path: Path) -> None:
+def test_compiled_file_matches_the_dequantised_model(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     arch, model_type, changes = MODELS[name]
     model = tiny_model(model_type, **changes)
-    next_type = cycle(TYPES[types])
+    next_type = cycle(TYPES)
     matrices = [n for n, value in tensors_of(model, arch).items() if value.ndim > 1 and "gate_inp" not in n]
     path = write_model(tmp_path / "tiny.gguf", model, arch, types={n: next(next_type) for n in matrices})
     checkpoint = open_checkpoint(path)
