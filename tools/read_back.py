@@ -76,7 +76,7 @@ def folder_logits(path: str, tokens: list[int]) -> np.ndarray:
 
     table = AutoConfig.from_pretrained(path).quantization_config
     plain = {  # kernels in torch: others are compiled at the first use, for minutes
-        "gptq": lambda: GPTQConfig(bits=table["bits"], backend="torch"), "awq": lambda: AwqConfig(backend="torch"),
+        "gptq": lambda: GPTQConfig(bits=table["bits"], backend="torch"), "awq": lambda: AwqConfig(backend="torch_awq"),
     }  # fmt: skip
     chosen = {"quantization_config": plain[m]()} if (m := table["quant_method"]) in plain else {}
     model = AutoModelForCausalLM.from_pretrained(path, device_map="cpu", **chosen).eval()
