@@ -19,7 +19,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,7 +101,7 @@ def is_ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return int(answer.status) == 200
-    except (urllib.error.URLError, ConnectionError):
+    except OSError:  # not there yet, or it listens and has to compile first
         return False
 
 
