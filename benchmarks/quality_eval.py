@@ -19,6 +19,7 @@ import torch
 from quality_text import held_out
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from rusteeze.frontend.checkpoint import open_checkpoint
 
@@ -84,7 +85,19 @@ class Truth:
             save_file({"hidden": hidden.contiguous(), "ids": ids}, file)
         kept = load_file(file)
         assert torch.equal(kept["ids"], self.windows[number]), f"{self.folder} belongs to another text"
-        return prediction_of(self.model.get_output_embeddings()(kept["hidden"]))
+        return prediction_of(self._logits(kept["hidden"]))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """What the model itself makes of hidden states [n, K], head, scaling and cap: they take the place of what its
+        decoder says of one token."""
+
+        def replace(decoder: torch.nn.Module, given: object, output: ModelOutput) -> ModelOutput:
+            output["last_hidden_state"] = hidden[None]
+            return output
+
+        with self.model.get_decoder().register_forward_hook(replace):
+            logits: Tensor = self.model(self.windows[:1, :1], use_cache=False).logits[0]
+        return logits
 
 
 def evaluate(
