@@ -4,8 +4,9 @@
 
 ``make`` quantises (and writes what it calibrates on, for quality_reference.py), ``evaluate`` compares what is there with the original (quality_eval.py), ``speed`` measures the compiled
 artifacts in turns (one sequence, as run.py does; with nothing else running; what has the same widths has the same
-kernels, and need not be asked twice), ``append`` adds the rows of all cases that are evaluated. Each part goes on where an earlier run stopped; none begins anything new after so
-many minutes. ``--cases`` names some of them.
+kernels, and need not be asked twice), ``append`` adds the rows of all cases of which everything is known that the same
+call asked for, and adds one again when more is known than in its last row. Each part goes on where an earlier run
+stopped; none begins anything new after so many minutes. ``--cases`` names some of them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import machine
 from engines import compiled
@@ -35,6 +37,8 @@ from rusteeze.quantize.calibration import windows
 
 ROWS = Path(__file__).with_name("quality.csv")
 PARTS = ("make", "evaluate", "speed", "append")
+LAST = {"make": "commit", "evaluate": "perplexity", "speed": "prefill"}
+"""What is known of a case when a part is done with it."""
 GROUP = 64
 """The most that divides 576 columns."""
 CALIBRATION_TOKENS = 16384
@@ -66,6 +70,8 @@ class Job:
     work: Path
     tokens: int
     until: float
+    parts: Sequence[str] = PARTS
+    """All that are asked for."""
 
     def path(self, case: Case) -> Path:
         return self.model if case.options is None else self.work / case.name.replace(" ", "-")
@@ -122,11 +128,11 @@ def speed(job: Job, wanted: list[Case]) -> None:
 
 
 def append(job: Job, wanted: list[Case]) -> None:
-    """A row for each case that is evaluated, once."""
+    """A row for each case that is evaluated and of which all is known that was asked for; none twice."""
     machine_facts = {"date": time.strftime("%Y-%m-%d"), "cpu": machine.cpu_model(), "threads": machine.cores()}
     for case in wanted:
         known = kept(job, case)
-        if "perplexity" not in known or "appended" in known:
+        if not _is_whole(job, case, known) or known.get("appended") == row(case, known):
             continue
         found = {**machine_facts, "model": job.model.name, **row(case, known)}
         is_new = not ROWS.exists()
@@ -135,11 +141,16 @@ def append(job: Job, wanted: list[Case]) -> None:
             if is_new:
                 writer.writeheader()
             writer.writerow(found)
-        keep(job, case, {"appended": 1})
+        keep(job, case, {"appended": row(case, known)})
         print(found)
 
 
-def row(case: Case, known: Mapping[str, float]) -> dict[str, object]:
+def _is_whole(job: Job, case: Case, known: Mapping[str, Any]) -> bool:
+    asked = [part for part in LAST if part in job.parts and not (part == "make" and case.options is None)]
+    return "perplexity" in known and all(LAST[part] in known for part in asked)
+
+
+def row(case: Case, known: Mapping[str, Any]) -> dict[str, object]:
     found: dict[str, object] = {
         "case": case.name, "commit": known.get("commit", ""), "group": GROUP if case.options else "", "bytes": int(known["bytes"]),
         "bits a weight": known.get("bits_per_weight", ""), "tokens": known["evaluated"],
@@ -152,13 +163,13 @@ def row(case: Case, known: Mapping[str, float]) -> dict[str, object]:
     return found
 
 
-def kept(job: Job, case: Case) -> dict[str, float]:
+def kept(job: Job, case: Case) -> dict[str, Any]:
     """What is known of a case."""
     file = job.work / f"{case.name}.facts.json"
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
-def keep(job: Job, case: Case, facts: Mapping[str, float]) -> None:
+def keep(job: Job, case: Case, facts: Mapping[str, Any]) -> None:
     file = job.work / f"{case.name}.facts.json"
     file.write_text(json.dumps(kept(job, case) | dict(facts), indent=1) + "\n")
 
@@ -178,7 +189,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", metavar="NAME", choices=[c.name for c in cases()])
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
-    job = Job(asked.model, asked.work, asked.tokens, time.monotonic() + 60 * asked.minutes)
+    job = Job(asked.model, asked.work, asked.tokens, time.monotonic() + 60 * asked.minutes, asked.parts)
     wanted = [c for c in cases() if asked.cases is None or c.name in asked.cases]
     for part in asked.parts:
         {"make": make, "evaluate": evaluate_cases, "speed": speed, "append": append}[part](job, wanted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import quality_table
 import torch
 from quality_eval import Sums, prediction_of
-from quality_table import Job, append, cases
+from quality_table import Job, append, cases, keep
 from quality_text import docstrings
 from torch.nn import functional as F
 
@@ -40,18 +39,38 @@ def test_the_two_texts_share_no_paragraph() -> None:
     assert not long
 
 
-def test_a_case_that_is_evaluated_becomes_a_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FACTS = {"commit": "abc", "bytes": 5, "bits_per_weight": 3.3, "evaluated": 7, "perplexity": 14.0, "kl": 0.5, "top1": 0.25}
+SPEED = {"decode": 100.0, "decode foreign": 0.01, "prefill": 2000.0, "prefill foreign": 0.02}
+WHOLE, SLOW, HALF, *_ = cases()
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(quality_table, "ROWS", tmp_path / "quality.csv")
-    facts = {"bytes": 5, "bits_per_weight": 3.3, "evaluated": 7, "perplexity": 14.0, "kl": 0.5, "top1": 0.25}
-    speed = {"decode": 100.0, "decode foreign": 0.01, "prefill": 2000.0, "prefill foreign": 0.02}
-    whole, slow, half, *_ = cases()
-    (tmp_path / f"{whole.name}.facts.json").write_text(json.dumps(facts | speed))
-    (tmp_path / f"{slow.name}.facts.json").write_text(json.dumps(facts))
-    (tmp_path / f"{half.name}.facts.json").write_text(json.dumps(speed))
+    return tmp_path / "quality.csv"
+
+
+def job(work: Path, *parts: str, minutes: float = math.inf) -> Job:
+    return Job(Path("m.gguf"), work, 7, minutes, parts)
+
+
+def test_a_case_becomes_a_row_when_all_that_was_asked_is_known(rows: Path, tmp_path: Path) -> None:
+    all_parts, without_speed = job(tmp_path, *quality_table.PARTS), job(tmp_path, "evaluate", "append")
+    for case, facts in ((WHOLE, FACTS | SPEED), (SLOW, FACTS), (HALF, SPEED)):
+        keep(all_parts, case, facts)
     for _ in range(2):
-        append(Job(Path("m.gguf"), tmp_path, 7, math.inf), list(cases()))
-    header, *rows = (tmp_path / "quality.csv").read_text().splitlines()
+        append(all_parts, list(cases()))
+    header, *lines = rows.read_text().splitlines()
     assert header.startswith("date,cpu,threads,model,case,")
-    assert [row.split(",")[4] for row in rows] == [whole.name, slow.name]
-    assert rows[0].endswith(",5,3.3,7,14.0000,0.50000,0.2500,100.0,2000,0.020")
-    assert rows[1].endswith(",5,3.3,7,14.0000,0.50000,0.2500,,,")
+    assert [line.split(",")[4] for line in lines] == [WHOLE.name]
+    assert lines[0].endswith(",5,3.3,7,14.0000,0.50000,0.2500,100.0,2000,0.020")
+    for _ in range(2):
+        append(without_speed, list(cases()))
+    *_, slow = rows.read_text().splitlines()
+    assert slow.endswith(",5,3.3,7,14.0000,0.50000,0.2500,,,")
+    keep(all_parts, SLOW, SPEED)
+    for _ in range(2):
+        append(all_parts, list(cases()))
+    _, *lines = rows.read_text().splitlines()
+    assert [line.split(",")[4] for line in lines] == [WHOLE.name, SLOW.name, SLOW.name]
+    assert lines[-1].endswith(",100.0,2000,0.020")
