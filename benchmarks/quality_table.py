@@ -53,6 +53,11 @@ class Case:
     options: tuple[str, ...] | None
     """Of ``rusteeze quantize``; none for the original."""
 
+    @property
+    def group(self) -> int | None:
+        """Columns that share a scale; none in the original, nor where a row has one scale."""
+        return None if self.options is None or "fp8" in self.options else GROUP
+
 
 def cases() -> Iterator[Case]:
     yield Case("original", None)
@@ -93,8 +98,10 @@ def make(job: Job, wanted: list[Case]) -> None:
             sys.executable, "-m", "rusteeze", "quantize", str(job.model), "-o", str(job.path(case)), "--group", str(GROUP),
             "--calibration", str(text), "--tokens", str(CALIBRATION_TOKENS), *case.options, "--json",
         ]  # fmt: skip
+        _facts_file(job, case).unlink(missing_ok=True)  # what was known is of another result
+        commit = machine.commit(ROWS.parents[1])
         facts = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        keep(job, case, json.loads(facts) | {"commit": machine.commit(ROWS.parents[1])})
+        keep(job, case, json.loads(facts) | {"commit": commit})
 
 
 def evaluate_cases(job: Job, wanted: list[Case]) -> None:
@@ -109,7 +116,8 @@ def evaluate_cases(job: Job, wanted: list[Case]) -> None:
 
 def speed(job: Job, wanted: list[Case]) -> None:
     """The compiled artifacts of some cases at a time, in turns."""
-    for some in _groups([c for c in wanted if job.path(c).exists() and "decode" not in kept(job, c)]):
+    for some in _groups([c for c in wanted if job.path(c).exists() and "prefill" not in kept(job, c)]):
+        commit = machine.commit(ROWS.parents[1])
         engines = {c: compiled(job.path(c), c.name, job.work, machine.cores()) for c in some}
         if job.late:
             return
@@ -122,7 +130,7 @@ def speed(job: Job, wanted: list[Case]) -> None:
             for case in some:
                 middle = sorted(m.value for m in found[case.name])[len(found[case.name]) // 2]
                 foreign = max(m.foreign for m in found[case.name])
-                keep(job, case, {what: middle, f"{what} foreign": foreign})
+                keep(job, case, {what: middle, f"{what} foreign": foreign, "speed commit": commit})
         for engine in engines.values():
             engine.stop()
 
@@ -152,26 +160,30 @@ def _is_whole(job: Job, case: Case, known: Mapping[str, Any]) -> bool:
 
 def row(case: Case, known: Mapping[str, Any]) -> dict[str, object]:
     found: dict[str, object] = {
-        "case": case.name, "commit": known.get("commit", ""), "group": GROUP if case.options else "", "bytes": int(known["bytes"]),
+        "case": case.name, "commit": known.get("commit", ""), "group": case.group or "", "bytes": int(known["bytes"]),
         "bits a weight": known.get("bits_per_weight", ""), "tokens": known["evaluated"],
         "perplexity": f"{known['perplexity']:.4f}", "kl": f"{known['kl']:.5f}", "top1": f"{known['top1']:.4f}",
-        "decode tok/s": "", "prefill 512 tok/s": "", "foreign": "",
+        "decode tok/s": "", "prefill 512 tok/s": "", "foreign": "", "speed commit": "",
     }  # fmt: skip
     if "prefill" in known:
         found["decode tok/s"], found["prefill 512 tok/s"] = f"{known['decode']:.1f}", f"{known['prefill']:.0f}"
         found["foreign"] = f"{max(known['decode foreign'], known['prefill foreign']):.3f}"
+        found["speed commit"] = known.get("speed commit", "")
     return found
 
 
 def kept(job: Job, case: Case) -> dict[str, Any]:
     """What is known of a case."""
-    file = job.work / f"{case.name}.facts.json"
+    file = _facts_file(job, case)
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
 def keep(job: Job, case: Case, facts: Mapping[str, Any]) -> None:
-    file = job.work / f"{case.name}.facts.json"
-    file.write_text(json.dumps(kept(job, case) | dict(facts), indent=1) + "\n")
+    _facts_file(job, case).write_text(json.dumps(kept(job, case) | dict(facts), indent=1) + "\n")
+
+
+def _facts_file(job: Job, case: Case) -> Path:
+    return job.work / f"{case.name}.facts.json"
 
 
 def _groups(wanted: list[Case]) -> Iterator[list[Case]]:

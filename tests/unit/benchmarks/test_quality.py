@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import quality_table
 import torch
 from quality_eval import Sums, prediction_of
-from quality_table import Job, append, cases, keep
+from quality_table import Job, append, cases, keep, kept, make
 from quality_text import docstrings
 from torch.nn import functional as F
 
@@ -40,7 +42,7 @@ def test_the_two_texts_share_no_paragraph() -> None:
 
 
 FACTS = {"commit": "abc", "bytes": 5, "bits_per_weight": 3.3, "evaluated": 7, "perplexity": 14.0, "kl": 0.5, "top1": 0.25}
-SPEED = {"decode": 100.0, "decode foreign": 0.01, "prefill": 2000.0, "prefill foreign": 0.02}
+SPEED = {"decode": 100.0, "decode foreign": 0.01, "prefill": 2000.0, "prefill foreign": 0.02, "speed commit": "def"}
 WHOLE, SLOW, HALF, *_ = cases()
 
 
@@ -63,14 +65,41 @@ def test_a_case_becomes_a_row_when_all_that_was_asked_is_known(rows: Path, tmp_p
     header, *lines = rows.read_text().splitlines()
     assert header.startswith("date,cpu,threads,model,case,")
     assert [line.split(",")[4] for line in lines] == [WHOLE.name]
-    assert lines[0].endswith(",5,3.3,7,14.0000,0.50000,0.2500,100.0,2000,0.020")
+    assert lines[0].endswith(",5,3.3,7,14.0000,0.50000,0.2500,100.0,2000,0.020,def")
     for _ in range(2):
         append(without_speed, list(cases()))
     *_, slow = rows.read_text().splitlines()
-    assert slow.endswith(",5,3.3,7,14.0000,0.50000,0.2500,,,")
+    assert slow.endswith(",5,3.3,7,14.0000,0.50000,0.2500,,,,")
     keep(all_parts, SLOW, SPEED)
     for _ in range(2):
         append(all_parts, list(cases()))
     _, *lines = rows.read_text().splitlines()
     assert [line.split(",")[4] for line in lines] == [WHOLE.name, SLOW.name, SLOW.name]
-    assert lines[-1].endswith(",100.0,2000,0.020")
+    assert lines[-1].endswith(",100.0,2000,0.020,def")
+
+
+def test_a_case_that_is_made_anew_forgets_what_was_known(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: list[str] = []
+
+    def quantise(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert kept(everything, SLOW) == {}  # a run that is killed here leaves nothing of before
+        Path(command[command.index("-o") + 1]).mkdir()
+        commits.append("later")
+        return subprocess.CompletedProcess(command, 0, '{"bits_per_weight": 3.0}')
+
+    everything = job(tmp_path, *quality_table.PARTS)
+    monkeypatch.setattr(quality_table, "windows", lambda *_: [])
+    monkeypatch.setattr(quality_table, "open_checkpoint", lambda _: None)
+    monkeypatch.setattr(quality_table.machine, "commit", lambda _: "".join(commits) or "before")
+    monkeypatch.setattr(quality_table.subprocess, "run", quantise)
+    keep(everything, SLOW, FACTS | SPEED)
+    make(everything, [SLOW])
+    assert kept(everything, SLOW) == {"bits_per_weight": 3.0, "commit": "before"}
+    make(everything, [SLOW])
+    assert len(commits) == 1
+
+
+def test_only_what_has_groups_states_one() -> None:
+    assert {case.name for case in cases() if case.group is None} == {"original", "fp8"}
