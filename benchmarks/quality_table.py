@@ -30,6 +30,7 @@ from quality_eval import evaluate, weight_bytes
 from quality_text import WINDOW, docstrings
 
 from rusteeze.frontend.checkpoint import open_checkpoint
+from rusteeze.peers.provider import Provider
 from rusteeze.peers.rates import decode_rate, prefill_rate
 from rusteeze.peers.turns import Effort, in_turns
 from rusteeze.peers.watch import watched
@@ -105,7 +106,7 @@ def make(job: Job, wanted: list[Case]) -> None:
 
 
 def evaluate_cases(job: Job, wanted: list[Case]) -> None:
-    for some in _groups([c for c in wanted if job.path(c).exists() and "perplexity" not in kept(job, c)]):
+    for some in _groups(job, [c for c in wanted if job.path(c).exists() and "perplexity" not in kept(job, c)]):
         paths = {job.path(c).name: job.path(c) for c in some}
         found = evaluate(job.model, paths, job.tokens, job.work, job.until)
         for case in some:
@@ -116,23 +117,28 @@ def evaluate_cases(job: Job, wanted: list[Case]) -> None:
 
 def speed(job: Job, wanted: list[Case]) -> None:
     """The compiled artifacts of some cases at a time, in turns."""
-    for some in _groups([c for c in wanted if job.path(c).exists() and "prefill" not in kept(job, c)]):
-        commit = machine.commit(ROWS.parents[1])
+    for some in _groups(job, [c for c in wanted if job.path(c).exists() and "prefill" not in kept(job, c)]):
         engines = {c: compiled(job.path(c), c.name, job.work, machine.cores()) for c in some}
-        if job.late:
-            return
-        for what, value in (("decode", partial(decode_rate, "decode 1", 1)), ("prefill", partial(prefill_rate, "prefill 512", 512))):  # fmt: skip
-            work = {
-                c.name: lambda seed, e=e, value=value: watched(lambda: value(e, seed), e.used_seconds)
-                for c, e in engines.items()
-            }
-            found = in_turns(work, Effort(REPEATS))
-            for case in some:
-                middle = sorted(m.value for m in found[case.name])[len(found[case.name]) // 2]
-                foreign = max(m.foreign for m in found[case.name])
-                keep(job, case, {what: middle, f"{what} foreign": foreign, "speed commit": commit})
-        for engine in engines.values():
-            engine.stop()
+        try:
+            if not job.late:
+                _measure(job, engines)
+        finally:
+            for engine in engines.values():
+                engine.stop()
+
+
+def _measure(job: Job, engines: Mapping[Case, Provider]) -> None:
+    commit = machine.commit(ROWS.parents[1])
+    for what, value in (("decode", partial(decode_rate, "decode 1", 1)), ("prefill", partial(prefill_rate, "prefill 512", 512))):  # fmt: skip
+        work = {
+            c.name: lambda seed, e=e, value=value: watched(lambda: value(e, seed), e.used_seconds)
+            for c, e in engines.items()
+        }
+        found = in_turns(work, Effort(REPEATS))
+        for case in engines:
+            middle = sorted(m.value for m in found[case.name])[len(found[case.name]) // 2]
+            foreign = max(m.foreign for m in found[case.name])
+            keep(job, case, {what: middle, f"{what} foreign": foreign, "speed commit": commit})
 
 
 def append(job: Job, wanted: list[Case]) -> None:
@@ -186,8 +192,11 @@ def _facts_file(job: Job, case: Case) -> Path:
     return job.work / f"{case.name}.facts.json"
 
 
-def _groups(wanted: list[Case]) -> Iterator[list[Case]]:
+def _groups(job: Job, wanted: list[Case]) -> Iterator[list[Case]]:
+    """Those that are loaded together, as long as there is time to begin."""
     for start in range(0, len(wanted), TOGETHER):
+        if job.late:
+            return
         yield wanted[start : start + TOGETHER]
 
 

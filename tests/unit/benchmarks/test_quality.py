@@ -11,7 +11,7 @@ import pytest
 import quality_table
 import torch
 from quality_eval import Sums, prediction_of
-from quality_table import Job, append, cases, keep, kept, make
+from quality_table import Job, append, cases, evaluate_cases, keep, kept, make, speed
 from quality_text import docstrings
 from torch.nn import functional as F
 
@@ -52,8 +52,8 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "quality.csv"
 
 
-def job(work: Path, *parts: str, minutes: float = math.inf) -> Job:
-    return Job(Path("m.gguf"), work, 7, minutes, parts)
+def job(work: Path, *parts: str, until: float = math.inf) -> Job:
+    return Job(Path("m.gguf"), work, 7, until, parts)
 
 
 def test_a_case_becomes_a_row_when_all_that_was_asked_is_known(rows: Path, tmp_path: Path) -> None:
@@ -99,6 +99,18 @@ def test_a_case_that_is_made_anew_forgets_what_was_known(
     assert kept(everything, SLOW) == {"bits_per_weight": 3.0, "commit": "before"}
     make(everything, [SLOW])
     assert len(commits) == 1
+
+
+def test_nothing_is_loaded_when_it_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr(quality_table, "evaluate", lambda *given: loaded.append(given) or {})
+    monkeypatch.setattr(quality_table, "compiled", lambda *given: loaded.append(given))
+    (tmp_path / SLOW.name.replace(" ", "-")).mkdir()
+    for part in (evaluate_cases, speed):
+        part(job(tmp_path, until=-math.inf), [SLOW])
+    assert not loaded
+    evaluate_cases(job(tmp_path), [SLOW])
+    assert len(loaded) == 1
 
 
 def test_only_what_has_groups_states_one() -> None:
