@@ -29,6 +29,7 @@ from engines import compiled
 from quality_eval import evaluate, weight_bytes
 from quality_text import WINDOW, docstrings
 
+from rusteeze.artifact.files import write_atomic
 from rusteeze.frontend.checkpoint import open_checkpoint
 from rusteeze.peers.provider import Provider
 from rusteeze.peers.rates import decode_rate, prefill_rate
@@ -89,9 +90,9 @@ class Job:
 
 def make(job: Job, wanted: list[Case]) -> None:
     text = job.work / "calibration.txt"
-    text.write_text(docstrings(), encoding="utf-8")
+    write_atomic(text, docstrings().encode())
     ids = windows(open_checkpoint(job.model), docstrings(), CALIBRATION_TOKENS, WINDOW)
-    (job.work / "calibration.json").write_text(json.dumps([w.tolist() for w in ids]))
+    write_atomic(job.work / "calibration.json", json.dumps([w.tolist() for w in ids]).encode())
     for case in wanted:
         if case.options is None or job.path(case).exists() or job.late:
             continue
@@ -185,7 +186,7 @@ def kept(job: Job, case: Case) -> dict[str, Any]:
 
 
 def keep(job: Job, case: Case, facts: Mapping[str, Any]) -> None:
-    _facts_file(job, case).write_text(json.dumps(kept(job, case) | dict(facts), indent=1) + "\n")
+    write_atomic(_facts_file(job, case), (json.dumps(kept(job, case) | dict(facts), indent=1) + "\n").encode())
 
 
 def _facts_file(job: Job, case: Case) -> Path:
