@@ -26,7 +26,7 @@ from typing import Any
 
 import machine
 from engines import compiled
-from quality_eval import evaluate, weight_bytes
+from quality_eval import evaluate, fingerprint, weight_bytes
 from quality_text import WINDOW, docstrings
 
 from rusteeze.artifact.files import write_atomic
@@ -107,13 +107,19 @@ def make(job: Job, wanted: list[Case]) -> None:
 
 
 def evaluate_cases(job: Job, wanted: list[Case]) -> None:
-    for some in _groups(job, [c for c in wanted if job.path(c).exists() and "perplexity" not in kept(job, c)]):
+    waiting = [c for c in wanted if job.path(c).exists() and kept(job, c).get("evaluation") != _evaluation(job, c)]
+    for some in _groups(job, waiting):
         paths = {job.path(c).name: job.path(c) for c in some}
         found = evaluate(job.model, paths, job.tokens, job.work, job.until)
         for case in some:
             if (sums := found.get(job.path(case).name)) is not None:
-                facts = {"bytes": weight_bytes(job.path(case)), "evaluated": sums.tokens, **sums.means}
-                keep(job, case, facts)
+                size, evaluation = weight_bytes(job.path(case)), _evaluation(job, case)
+                keep(job, case, {"evaluation": evaluation, "bytes": size, "evaluated": sums.tokens, **sums.means})
+
+
+def _evaluation(job: Job, case: Case) -> str:
+    """Names what is compared, and on how much."""
+    return f"{fingerprint(job.model)} {fingerprint(job.path(case))} {job.tokens}"
 
 
 def speed(job: Job, wanted: list[Case]) -> None:

@@ -105,12 +105,25 @@ def test_nothing_is_loaded_when_it_is_late(tmp_path: Path, monkeypatch: pytest.M
     loaded: list[object] = []
     monkeypatch.setattr(quality_table, "evaluate", lambda *given: loaded.append(given) or {})
     monkeypatch.setattr(quality_table, "compiled", lambda *given: loaded.append(given))
+    monkeypatch.setattr(quality_table, "fingerprint", str)
     (tmp_path / SLOW.name.replace(" ", "-")).mkdir()
     for part in (evaluate_cases, speed):
         part(job(tmp_path, until=-math.inf), [SLOW])
     assert not loaded
     evaluate_cases(job(tmp_path), [SLOW])
     assert len(loaded) == 1
+
+
+def test_an_evaluation_holds_for_what_was_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, state = [Sums(1, 7, 7.0)], ["first"]
+    monkeypatch.setattr(quality_table, "evaluate", lambda _, paths, *rest: dict(zip(paths, found, strict=True)))
+    monkeypatch.setattr(quality_table, "fingerprint", lambda path: f"{path} {state[-1]}")
+    (tmp_path / SLOW.name.replace(" ", "-")).mkdir()
+    for changed, wanted in (("first", math.e), ("first", math.e), ("second", 1.0)):
+        state.append(changed)
+        evaluate_cases(job(tmp_path), [SLOW])
+        assert kept(job(tmp_path), SLOW)["perplexity"] == wanted
+        found[0] = Sums(1, 7, 0.0)
 
 
 def test_only_what_has_groups_states_one() -> None:
