@@ -6,6 +6,7 @@ measures the weights alone. What the original predicts is kept as its last hidde
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -17,10 +18,15 @@ from pathlib import Path
 
 import torch
 from quality_text import held_out
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import ModelOutput
 
+from rusteeze.artifact.files import write_atomic
+from rusteeze.config import CompileOptions
 from rusteeze.frontend.checkpoint import open_checkpoint
+from rusteeze.source import key, resolve
+from rusteeze.version import source_hash
 
 Tensor = torch.Tensor
 
@@ -69,7 +75,8 @@ def prediction_of(logits: Tensor) -> Prediction:
 
 
 class Truth:
-    """What the original predicts of each window. ``folder`` keeps its hidden states from run to run."""
+    """What the original predicts of each window. ``folder``, which is for this model alone, keeps its hidden states from
+    run to run; those of another text are made anew."""
 
     def __init__(self, path: Path, windows: Tensor, folder: Path) -> None:
         self.windows, self.folder = windows, folder
@@ -77,24 +84,37 @@ class Truth:
         folder.mkdir(parents=True, exist_ok=True)
 
     def prediction(self, number: int) -> Prediction:
-        file = self.folder / f"{number:04d}.safetensors"
-        if not file.exists():
-            ids = self.windows[number]
+        file, ids = self.folder / f"{number:04d}.safetensors", self.windows[number]
+        kept = load_file(file) if file.exists() else {}
+        if "ids" not in kept or not torch.equal(kept["ids"], ids):
             hidden = self.model.get_decoder()(ids[None], use_cache=False).last_hidden_state[0, :-1]
-            save_file({"hidden": hidden.contiguous(), "ids": ids}, file)
-        kept = load_file(file)
-        assert torch.equal(kept["ids"], self.windows[number]), f"{self.folder} belongs to another text"
-        return prediction_of(self.model.get_output_embeddings()(kept["hidden"]))
+            kept = {"hidden": hidden.contiguous(), "ids": ids}
+            write_atomic(file, save(kept))
+        return prediction_of(self._logits(kept["hidden"]))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """What the model itself makes of hidden states [n, K], head, scaling and cap: they take the place of what its
+        decoder says of one token."""
+
+        def replace(decoder: torch.nn.Module, given: object, output: ModelOutput) -> ModelOutput:
+            output["last_hidden_state"] = hidden[None]
+            return output
+
+        with self.model.get_decoder().register_forward_hook(replace):
+            logits: Tensor = self.model(self.windows[:1, :1], use_cache=False).logits[0]
+        return logits
 
 
 def evaluate(
     original: Path, found: Mapping[str, Path], tokens: int, folder: Path, until: float = math.inf
 ) -> dict[str, Sums]:  # fmt: skip
     """Sums by name, for as many windows as there is time for (time.monotonic() below ``until``). ``folder``
-    keeps them: the same call goes on."""
+    keeps them: the same call goes on, unless a model, the text or our readers have changed meanwhile."""
     torch.set_float32_matmul_precision("highest")
-    truth = Truth(original, held_out(open_checkpoint(original), tokens), folder / "original")
-    files = {name: folder / f"{name}.{len(truth.windows)}.json" for name in found}
+    own = fingerprint(original)
+    truth = Truth(original, held_out(open_checkpoint(original), tokens), folder / f"original.{own}")
+    text = hashlib.sha256(truth.windows.numpy().tobytes()).hexdigest()
+    files = {n: folder / f"{n}.{_short(own, fingerprint(p), text)}.json" for n, p in found.items()}
     sums = {n: Sums(**json.loads(f.read_text())) if f.exists() else Sums() for n, f in files.items()}
     models = {n: model_of(p) for n, p in found.items() if sums[n].windows < len(truth.windows)}
     with torch.inference_mode():
@@ -109,8 +129,17 @@ def evaluate(
             for name in wanted:
                 logits = models[name](ids[None], use_cache=False).logits[0, :-1]
                 sums[name].add(expected, logits, ids)
-                files[name].write_text(json.dumps(asdict(sums[name])) + "\n")
+                write_atomic(files[name], (json.dumps(asdict(sums[name])) + "\n").encode())
     return {name: s for name, s in sums.items() if s.windows == len(truth.windows)}
+
+
+def fingerprint(path: Path) -> str:
+    """Of a model's files, as far as a key of artifacts looks at them, and of what reads them."""
+    return _short(key(resolve(path), CompileOptions(), source_hash(("frontend", "weights"))))
+
+
+def _short(*facts: str) -> str:
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:16]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -132,7 +161,7 @@ def model_of(path: Path) -> PreTrainedModel:
 
 
 def _linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """In float32 by oneDNN, which is 1.1 to 6 times as fast as what torch takes by itself on AMD's processors."""
+    """In float32 by oneDNN, for the reason that rusteeze/quantize/products.py gives."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 

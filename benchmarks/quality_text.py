@@ -1,4 +1,4 @@
-"""Two texts in English that come with Python and share nothing: one to predict, one to calibrate on."""
+"""Two texts in English that come with Python and share no long paragraph: one to predict, one to calibrate on."""
 
 from __future__ import annotations
 

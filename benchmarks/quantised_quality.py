@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/quantised_quality.py MODEL FOLDER ... [--tokens 50000] [--work DIR]
     .venv/bin/python benchmarks/quantised_quality.py --text calibration.txt
 
-The text is Python's language reference (pydoc_data.topics), in windows of 512. ``--text`` writes one that
-shares nothing with it, to calibrate on: the docstrings of the standard library. With ``--work`` a run that
+The text is Python's language reference (pydoc_data.topics), in windows of 512. ``--text`` writes one to
+calibrate on that shares no paragraph of more than 200 characters with it: the docstrings of the standard library. With ``--work`` a run that
 was ended goes on where it was.
 """
 

@@ -42,18 +42,18 @@ class Gptq:
         return SiteResult(codes, notes=notes)
 
     def _solve(self, matrices: list[Matrix], spec: GridSpec) -> Uniform:
-        hessian = matrices[0].inputs.hessian.clone()
-        return solve(stacked(matrices), hessian, spec, act_order=self.act_order)
+        return solve(stacked(matrices), matrices[0].inputs.hessian, spec, act_order=self.act_order)
 
 
 def solve(weight: Tensor, hessian: Tensor, spec: GridSpec, *, act_order: bool) -> Uniform:
-    """Codes for W f32 [N, K] whose inputs have the second moments ``hessian`` f32 [K, K], which is overwritten."""
-    diagonal = hessian.diagonal()
-    diagonal[diagonal == 0] = diagonal.mean().clamp(min=1e-30)  # no input there: any code will do
-    groups = spec.grouped(weight)
-    scale, zero = search_ranges(spec, groups, group_moments(hessian, spec.group))
+    """Codes for W f32 [N, K] whose inputs have the second moments ``hessian`` f32 [K, K]."""
+    own = hessian.diagonal()
+    diagonal = torch.where(own == 0, own.mean().clamp(min=1e-30), own)  # no input there: any code will do
+    groups, moments = spec.grouped(weight), group_moments(hessian, spec.group)
+    moments.diagonal(dim1=1, dim2=2).copy_(diagonal.view(-1, spec.group))
+    scale, zero = search_ranges(spec, groups, moments)
     order = diagonal.argsort(descending=True) if act_order else torch.arange(len(hessian))
-    inverse = _inverse_factor(hessian[order][:, order])
+    inverse = _inverse_factor(hessian, diagonal, order)
     group_of = order // spec.group
     steps = torch.where(groups.any(-1, keepdim=True), scale, OUT_OF_REACH)
     codes = torch.empty_like(weight)
@@ -61,17 +61,21 @@ def solve(weight: Tensor, hessian: Tensor, spec: GridSpec, *, act_order: bool) -
     return spec.pack(codes, scale, zero)
 
 
-def _inverse_factor(hessian: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse, with as much damping as that takes."""
-    damping = DAMPING * float(hessian.diagonal().mean())
+def _inverse_factor(hessian: Tensor, diagonal: Tensor, order: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse of second moments with another diagonal, columns in this order, with as much
+    damping as that takes. No more than two matrices are held beside ``hessian``: what cannot be factorised is made anew."""
+    diagonal, damping = diagonal[order], 0.0
     while True:
-        hessian.diagonal().add_(damping)
-        lower, failed = torch.linalg.cholesky_ex(hessian)
+        matrix = hessian[order[:, None], order]
+        matrix.diagonal().copy_(diagonal)
+        damping = 10 * damping or DAMPING * float(matrix.diagonal().mean())
+        diagonal = matrix.diagonal().add_(damping).clone()
+        matrix, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            matrix = torch.cholesky_inverse(matrix)
+            matrix, failed = torch.linalg.cholesky_ex(matrix, upper=True)
             if not failed:
-                return upper
-        damping *= 10
+                return matrix
 
 
 def _round_in_order(

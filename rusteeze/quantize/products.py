@@ -1,5 +1,6 @@
-"""Products of float32 matrices. On AMD's processors oneDNN computes them 2 to 7 times as fast as what torch takes by
-itself (measured on Zen 5), and quantising consists of them; so it is asked where torch has it. No gradients there.
+"""Products of float32 matrices. On AMD's processors oneDNN computes them 1 to 7 times as fast as what torch takes by
+itself (six shapes on Zen 5, of which one gained nothing), and quantising consists of them; so it is asked where torch has
+it. No gradients there.
 """
 
 from __future__ import annotations

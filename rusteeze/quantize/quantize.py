@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from rusteeze.quantize.work import Work, open_work
 from rusteeze.quantize.write_awq import AwqWriter
 from rusteeze.quantize.write_compressed import CompressedWriter
 from rusteeze.quantize.write_folder import write_folder
-from rusteeze.quantize.write_gguf import gguf_source, write_gguf
+from rusteeze.quantize.write_gguf import gguf_source, plain_gguf_bytes, write_gguf
 from rusteeze.quantize.write_gptq import GptqWriter
 from rusteeze.quantize.writer import Writer
 from rusteeze.version import compiler_version, source_hash
@@ -40,6 +41,7 @@ from rusteeze.version import compiler_version, source_hash
 Tensor = torch.Tensor
 Report = Callable[[str, float], None]
 COMMON_GROUPS = (128, 64, 32, 16)
+SCALE_BYTES = 2
 
 
 def quantize_model(
@@ -71,7 +73,7 @@ def _quantize(
 ) -> None:  # fmt: skip
     """Leave the codes of every site in ``work``."""
     chunks = windows(source.checkpoint, text, options.tokens, options.window) if text else []
-    _require_room(work, plan)
+    _require_room(work, plan, source, options)
     scales = _scale_dtype(source, options)
     widths = _widths(plan, source, options, chunks, work, report)
     specs = [GridSpec(bits, options.group, options.symmetric, scales) for bits in widths]
@@ -153,11 +155,28 @@ def _scale_dtype(source: SourceModel, options: QuantizeOptions) -> torch.dtype:
     return torch.bfloat16 if own else torch.float16
 
 
-def _require_room(work: Work, plan: Plan) -> None:
-    """For the sites that are not finished, at a byte a weight, and for as much of a result of all."""
-    sizes = [num_weights(site) for site in plan.sites]
+def _require_room(work: Work, plan: Plan, source: SourceModel, options: QuantizeOptions) -> None:
+    """For the sites that are not finished, at a byte a code, for as much of a result of all, and for what stays plain."""
+    sizes = [_site_bytes(site, options) for site in plan.sites]
     wanted = sum(size for i, size in enumerate(sizes) if not work.is_saved(i))
-    require_free_bytes(work.folder, wanted + sum(sizes))
+    require_free_bytes(work.folder, wanted + sum(sizes) + _plain_bytes(plan, source, options))
+
+
+def _site_bytes(site: GraphSite, options: QuantizeOptions) -> int:
+    """Of codes, scales and zero points as ``work`` keeps them."""
+    if options.method == "fp8":
+        rows = sum(math.prod(int(d) for d in weight_of(node).type.shape[:-1]) for node in site.nodes)
+        return num_weights(site) + SCALE_BYTES * rows
+    return num_weights(site) + (SCALE_BYTES + 1) * num_weights(site) // options.group
+
+
+def _plain_bytes(plan: Plan, source: SourceModel, options: QuantizeOptions) -> int:
+    """Of the tensors that go into the result without codes: embeddings, head, norms and others."""
+    params = (param for site in plan.sites for param in site.params)
+    quantised = {part.name for param in params for part in source.parts(param) or ()}
+    if options.format == "gguf":
+        return plain_gguf_bytes(gguf_source(source.checkpoint), quantised)
+    return sum(source.num_bytes(name) for name in source.names if name not in quantised)
 
 
 def _writer(options: QuantizeOptions) -> Writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from rusteeze.frontend.tokenizer_files import save_gguf_tokenizer_for_others
 from rusteeze.frontend.trace import Traced, trace
 from rusteeze.passes.pipeline import raising, run_passes
 from rusteeze.source import MODEL_SUFFIXES, Source
-from rusteeze.weights import Dense, Weight
+from rusteeze.weights import Dense, Weight, parse_format
 
 Tensor = torch.Tensor
 _WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".gguf")
@@ -56,6 +57,13 @@ class SourceModel:
         if isinstance(self.checkpoint, FolderCheckpoint):
             return as_torch(self.checkpoint.weights[name].load())
         return torch.from_numpy(np.array(self.checkpoint.load(name).to_f32())).half()
+
+    def num_bytes(self, name: str) -> int:
+        """Of what ``tensor`` gives."""
+        if isinstance(self.checkpoint, FolderCheckpoint):
+            stored = self.checkpoint.weights[name]
+            return math.prod(stored.shape) * parse_format(stored.format).bits // 8
+        return math.prod(self.traced.param_shapes[name]) * torch.half.itemsize
 
     def parts(self, param: str) -> tuple[StoredPart, ...] | None:
         """The stored matrices whose rows make up a parameter; None if there are none."""

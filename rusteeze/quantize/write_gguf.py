@@ -6,7 +6,7 @@ that converters give them, which the reader undoes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,12 @@ def gguf_source(checkpoint: Checkpoint) -> GGUFCheckpoint:
     if not isinstance(checkpoint, GGUFCheckpoint):
         raise UserError("a GGUF file is made of a GGUF file: convert the model to f16 with llama.cpp first")
     return checkpoint
+
+
+def plain_gguf_bytes(checkpoint: GGUFCheckpoint, quantised: Set[str]) -> int:
+    """Bytes of the tensors that are copied when these parameters get codes."""
+    changed = {tensor for name in quantised for tensor in checkpoint.recipe(name).tensors}
+    return sum(info.num_bytes for name, info in checkpoint.file.tensors.items() if name not in changed)
 
 
 def write_gguf(folder: Path, assembly: Assembly, checkpoint: GGUFCheckpoint, bits: int) -> dict[str, Any]:

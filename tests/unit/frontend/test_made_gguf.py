@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gguf_samples import tiny_model, vocabulary, write_model
+from safetensors.torch import load_file
 
 from rusteeze.errors import UserError
 from rusteeze.frontend.checkpoint import open_checkpoint
@@ -61,6 +62,32 @@ def test_the_package_reads_the_same_and_nothing_else_has_changed(tmp_path):
     entries = {f.name: f.contents() for f in after.fields.values() if not f.name.startswith("GGUF.")}
     assert entries.pop("general.file_type") == gguf.LlamaFileType.MOSTLY_Q4_0
     assert entries == {f.name: f.contents() for f in before.fields.values() if not f.name.startswith("GGUF.")}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many bytes were asked to be free."""
+    found = []
+    monkeypatch.setattr("rusteeze.quantize.quantize.require_free_bytes", lambda _, num_bytes: found.append(num_bytes))
+    return found
+
+
+def test_room_is_asked_for_what_is_copied(asked, tmp_path):
+    path = write_model(tmp_path / "m.gguf", tiny_model("llama"), "llama", metadata=vocabulary())
+    tensors = gguf.GGUFReader(made(path, "rtn", 4) / "model.gguf").tensors
+    kind = gguf.GGMLQuantizationType.Q4_0
+    codes = sum(int(t.n_elements) for t in tensors if t.tensor_type == kind)
+    copied = sum(int(t.n_bytes) for t in tensors if t.tensor_type != kind)
+    assert asked == [2 * (codes + 3 * codes // 32) + copied]
+
+
+def test_room_is_asked_for_what_becomes_f16(asked, tmp_path):
+    path = write_model(tmp_path / "m.gguf", tiny_model("llama"), "llama", metadata=vocabulary())
+    quantize_model(path, tmp_path / "out", QuantizeOptions("fp8"), None, lambda phase, share: None)
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    coded = [t for t in tensors.values() if t.dtype == torch.float8_e4m3fn]
+    plain = sum(t.nbytes for t in tensors.values() if t.dtype == torch.float16 and t.shape[-1] > 1)
+    assert asked == [2 * sum(t.numel() + 2 * len(t) for t in coded) + plain]
 
 
 def test_a_folder_is_no_source(tmp_path):

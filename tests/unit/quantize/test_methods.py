@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -81,6 +83,38 @@ def test_gptq_survives_inputs_that_never_vary() -> None:
     inputs[:, 40:80] = inputs[:, 40:41]
     found = Gptq().quantize(site(weight, inputs), spec()).codes["m"].to_f32()
     assert torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_gptq_holds_three_matrices_at_most(act_order: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second moments, which stay as they are, and what goes into a factorisation and comes out; the first fails here."""
+    weight, inputs = drawn()
+    inputs[:, :3] = 0
+    hessian = inputs.T @ inputs / len(inputs)
+    before, held = hessian.clone(), list[int]()
+    factorise, invert = torch.linalg.cholesky_ex, torch.cholesky_inverse
+
+    def num_matrices() -> int:
+        tensors = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == (K, K)]
+        return len({t.data_ptr() for t in tensors})
+
+    others = num_matrices() - 1
+
+    def factorised(matrix: torch.Tensor, upper: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        factor, failed = factorise(matrix, upper=upper)
+        held.append(num_matrices() - others)
+        return factor, failed if len(held) > 1 else torch.ones(())
+
+    def inverted(matrix: torch.Tensor) -> torch.Tensor:
+        inverse = invert(matrix)
+        held.append(num_matrices() - others)
+        return inverse
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", factorised)
+    monkeypatch.setattr(torch, "cholesky_inverse", inverted)
+    solve(weight, hessian, spec(), act_order=act_order)
+    assert held == [3, 3, 3, 3]
+    assert torch.equal(hessian, before)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
