@@ -53,7 +53,7 @@ class SchedulerLimits:
 
 
 class Capacity(Protocol):
-    """What an executor can do: rusteeze.runtime.interface.Executor has it."""
+    """What an executor (rusteeze.runtime.interface.Executor) can do."""
 
     @property
     def num_blocks(self) -> int: ...

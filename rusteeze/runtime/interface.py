@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from rusteeze.runtime.batch import Batch
+from rusteeze.runtime.config import Capacity
 from rusteeze.runtime.params import SamplingParams
 from rusteeze.runtime.sampler import Logprobs
 from rusteeze.runtime.sequence import FinishReason
@@ -29,17 +30,9 @@ Asked = tuple[Prompt, SamplingParams]
 """What one request is: a prompt, and how it is answered."""
 
 
-class Executor(Protocol):
+class Executor(Capacity, Protocol):
     """A compiled model with its KV cache on one device."""
 
-    @property
-    def num_blocks(self) -> int: ...
-    @property
-    def block_size(self) -> int: ...
-    @property
-    def max_batched_tokens(self) -> int: ...
-    @property
-    def max_model_len(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
 

@@ -19,13 +19,19 @@ def answering(transport: Any, **changes: bool) -> Any:
     return SimpleNamespace(transport=transport, **state)
 
 
+async def slow_client(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Transport, socket.socket]:
+    """Our end of a connection that takes little at once, and the other end."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    theirs.setblocking(False)
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+    return transport, theirs
+
+
 def test_what_the_socket_does_not_take_is_written_by_the_loop() -> None:
     async def run() -> tuple[bytes, list[bool]]:
-        ours, theirs = socket.socketpair()
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        theirs.setblocking(False)
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+        transport, theirs = await slow_client(loop)
         pieces = Pieces(answering(transport), loop)
         large, accepted = b"a" * 100_000, []
         accepted.append(pieces.write(b"early"))  # not open yet
@@ -55,11 +61,8 @@ def test_what_comes_behind_a_piece_waits_for_its_rest() -> None:
     """As when a shutdown ends a stream whose client is slow."""
 
     async def run() -> bytes:
-        ours, theirs = socket.socketpair()
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        theirs.setblocking(False)
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+        transport, theirs = await slow_client(loop)
         pieces = Pieces(answering(transport), loop)
         pieces.open()
         thread = threading.Thread(target=pieces.write, args=(b"a" * 100_000,))
